@@ -1,0 +1,91 @@
+"""The one interface between the store and the place where its objects lie, and what every backend shares.
+
+Keys are relative, `/`-separated and lower-case (`a-z 0-9 . _ - %`). Nothing else gets in and nothing else comes
+out: a file in a store's directory whose name is no valid key is not listed.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Union
+
+from cas_checkpoint.errors import InvalidArgument
+
+__all__ = ["MAX_KEY_SIZE", "Backend", "Buffer", "ObjectInfo", "check_key", "is_key"]
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+MAX_KEY_SIZE = 512
+_COMPONENT = r"(?!\.)[a-z0-9._%-]{1,255}"
+_KEY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+
+
+class ObjectInfo(NamedTuple):
+    """One line of a listing: an object's key, and its size in bytes."""
+
+    key: str
+    size: int
+
+
+def is_key(text: str) -> bool:
+    """Tell whether `text` can be the key of an object."""
+    return len(text) <= MAX_KEY_SIZE and _KEY.fullmatch(text) is not None
+
+
+def check_key(key: str) -> str:
+    """Return `key`, or raise `InvalidArgument` if it cannot be the key of an object."""
+    if not is_key(key):
+        raise InvalidArgument(f"not a valid object key: {key!r} (lower-case a-z 0-9 . _ - % and / only)")
+    return key
+
+
+class Backend(ABC):
+    """A flat set of objects under one prefix.
+
+    Every method may be called from several threads at once. An absent object is `ObjectNotFound`; anything
+    else that the file system refuses is `StorageError`, naming the key and the operation.
+
+    Attributes:
+        url: where the objects lie, as given by the user.
+    """
+
+    url: str
+
+    @abstractmethod
+    def put(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Write the object `key`, the concatenation of `parts`, replacing any object of that name.
+
+        When this returns, the object is complete and as durable as the backend can make it; until then
+        nothing is to be seen under its key.
+        """
+
+    @abstractmethod
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write the object `key` unless there is one; tell whether the object there is now made of `data`.
+
+        Of several callers with different data at most one is told True. True is also the answer where an
+        earlier attempt of ours arrived although its response was lost, so `data` should hold something
+        that no other writer's has.
+        """
+
+    @abstractmethod
+    def get(self, key: str, *, max_size: int) -> bytes:
+        """Return the whole object; one larger than `max_size` bytes is `DamagedObject`, and is not read."""
+
+    @abstractmethod
+    def get_range(self, key: str, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from `offset`; an object that ends before is `DamagedObject`."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Return the object's size in bytes."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object whose key begins with the directory `prefix` ("packs/", or "" for all), in any order."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object; that there is none is no error."""

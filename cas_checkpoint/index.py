@@ -1,0 +1,257 @@
+"""Chunk id → where its blob lies: the index objects of a store, and the index in memory (SPEC.md, "Index").
+
+An index object is a directory and copies of packs' footers. It is a cache: whatever it says can be read
+from the packs themselves, and it may vanish at any time.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cas_checkpoint.errors import DamagedObject
+from cas_checkpoint.ids import CHUNK_ID_SIZE, RANDOM_ID_SIZE, Buffer, PackId, TransactionId, digest
+from cas_checkpoint.packs import Footer, footer_size, parse_footer
+from cas_checkpoint.records import CHECKSUM_SIZE, HEAD_SIZE, Kind, check_head, make_head
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ChunkIndex",
+    "IndexDirectory",
+    "Locations",
+    "Section",
+    "directory_size",
+    "encode_index",
+    "ids_array",
+    "parse_directory",
+    "parse_index",
+]
+
+_FRAME = struct.Struct("<QII")  # base, packs, reserved
+_ROW = struct.Struct(f"<{RANDOM_ID_SIZE}sQII")  # pack, offset, size, reserved
+_FRAME_END = HEAD_SIZE + RANDOM_ID_SIZE + _FRAME.size
+
+
+class Section(NamedTuple):
+    """Where an index object holds the copy of one pack's footer. Offset and size are bytes."""
+
+    pack: PackId
+    offset: int
+    size: int
+
+
+class IndexDirectory(NamedTuple):
+    """The first part of an index object.
+
+    Attributes:
+        base: the date of what the object knows: the base that was read before its packs were looked at.
+        sections: one for each pack.
+    """
+
+    base: int
+    sections: tuple[Section, ...]
+
+
+def directory_size(packs: int) -> int:
+    """Return the size in bytes of the directory, with all before it, of an index object of that many packs."""
+    return _FRAME_END + packs * _ROW.size + CHECKSUM_SIZE
+
+
+def encode_index(name: TransactionId, base: int, footers: Sequence[Footer]) -> bytes:
+    """Return the index object of that name which holds these footers."""
+    rows = []
+    offset = directory_size(len(footers))
+    for footer in footers:
+        rows.append(_ROW.pack(footer.pack, offset, len(footer.encoded), 0))
+        offset += len(footer.encoded)
+    head = make_head(Kind.INDEX) + name + _FRAME.pack(base, len(footers), 0) + b"".join(rows)
+    return b"".join((head, digest((head,)), *(footer.encoded for footer in footers)))
+
+
+def parse_directory(data: Buffer, *, name: TransactionId, object_size: int) -> IndexDirectory | int:
+    """Read the directory from the first bytes of an index object of `object_size` bytes.
+
+    Returns:
+        The directory; or, if `data` is too short to hold it, the number of first bytes that will do.
+
+    Raises:
+        DamagedObject: it is not the index object of that name, or was altered.
+        UnsupportedStore: it is of a newer format version.
+    """
+    view = memoryview(data)
+    check_head(view, Kind.INDEX)
+    if object_size < directory_size(0) or len(view) < min(object_size, _FRAME_END):
+        raise DamagedObject(f"an index of only {object_size} bytes")
+    if bytes(view[HEAD_SIZE : HEAD_SIZE + RANDOM_ID_SIZE]) != bytes(name):
+        raise DamagedObject("is the index of another name")
+    base, count, _ = _FRAME.unpack_from(view, HEAD_SIZE + RANDOM_ID_SIZE)
+    end = directory_size(count)
+    if end > object_size:
+        raise DamagedObject(f"an index of {object_size} bytes cannot list {count} packs")
+    if len(view) < end:
+        return end
+    content = view[: end - CHECKSUM_SIZE]
+    if digest((content,)) != view[end - CHECKSUM_SIZE : end]:
+        raise DamagedObject("its directory does not fit its checksum")
+    return IndexDirectory(base, tuple(_sections(content[_FRAME_END:], end, object_size)))
+
+
+def _sections(rows: memoryview, start: int, object_size: int) -> Iterator[Section]:
+    expected = start
+    for pack, offset, size, _ in _ROW.iter_unpack(rows):
+        if offset != expected or size < footer_size(0):
+            raise DamagedObject("the sections in its directory do not follow one another")
+        expected += size
+        yield Section(PackId(pack), offset, size)
+    if expected != object_size:
+        raise DamagedObject(f"has {object_size} bytes instead of {expected}")
+
+
+def parse_index(data: Buffer, *, name: TransactionId) -> tuple[int, list[Footer]]:
+    """Read a whole index object: the date of what it knows, and all its footers."""
+    view = memoryview(data)
+    directory = parse_directory(view, name=name, object_size=len(view))
+    if isinstance(directory, int):
+        raise DamagedObject(f"ends within its directory of {directory} bytes")
+    footers = [
+        parse_footer(view[section.offset : section.offset + section.size], pack=section.pack)
+        for section in directory.sections
+    ]
+    return directory.base, footers
+
+
+class Locations(NamedTuple):
+    """Where blobs lie; arrays of one shape (n,).
+
+    Attributes:
+        found: bool; where it is false the other columns mean nothing.
+        packs: uint32, numbers into `ChunkIndex.packs`.
+        offsets: uint32, bytes from the start of the pack.
+        stored_sizes: uint32, bytes of the blob.
+        plain_sizes: uint32, bytes of the chunk.
+        checks: uint32, check of the blob.
+    """
+
+    found: NDArray[np.bool_]
+    packs: NDArray[np.uint32]
+    offsets: NDArray[np.uint32]
+    stored_sizes: NDArray[np.uint32]
+    plain_sizes: NDArray[np.uint32]
+    checks: NDArray[np.uint32]
+
+
+class _Run(NamedTuple):
+    """Rows sorted by the first word of the chunk id: 52 bytes a chunk."""
+
+    words: NDArray[np.uint64]  # shape (4, n): the id as four words
+    columns: NDArray[np.uint32]  # shape (5, n): pack, offset, stored size, plain size, check
+
+    @property
+    def rows(self) -> int:
+        return int(self.words.shape[1])
+
+
+def _words(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(np.ascontiguousarray(ids).view("<u8").reshape(-1, 4).T)
+
+
+def _sorted_run(words: NDArray[np.uint64], columns: NDArray[np.uint32]) -> _Run:
+    order = np.argsort(words[0], kind="stable")
+    return _Run(words[:, order], columns[:, order])
+
+
+def _merged(runs: tuple[_Run, ...]) -> tuple[_Run, ...]:
+    """Merge the last runs while the newest is more than half as long as the one before it."""
+    while len(runs) > 1 and runs[-1].rows * 2 > runs[-2].rows:
+        older, newer = runs[-2:]
+        words = np.concatenate([older.words, newer.words], axis=1)
+        columns = np.concatenate([older.columns, newer.columns], axis=1)
+        runs = (*runs[:-2], _sorted_run(words, columns))
+    return runs
+
+
+class ChunkIndex:
+    """The index in memory: sorted arrays, looked up in batches. One thread may add while others look up.
+
+    Chunks are added pack by pack; runs of like size are merged, so that a look-up searches few of them.
+    """
+
+    def __init__(self) -> None:
+        """Make an empty index."""
+        self.packs: list[PackId] = []
+        self._numbers: dict[PackId, int] = {}
+        self._runs: tuple[_Run, ...] = ()  # replaced as a whole, never changed: readers need no lock
+
+    def __len__(self) -> int:
+        """Return the number of chunks; one held by two packs counts twice."""
+        return sum(run.rows for run in self._runs)
+
+    def __contains__(self, pack: object) -> bool:
+        """Tell whether the chunks of that pack are in here."""
+        return pack in self._numbers
+
+    def add(self, footers: Iterable[Footer]) -> None:
+        """Add the chunks of packs that are not in here yet."""
+        fresh = []
+        for footer in footers:
+            if footer.pack not in self._numbers:
+                self._numbers[footer.pack] = len(self.packs)
+                self.packs.append(footer.pack)
+                fresh.append(footer)
+        if not any(len(footer.ids) for footer in fresh):
+            return
+        words = np.concatenate([_words(footer.ids) for footer in fresh], axis=1)
+        columns = np.concatenate([self._columns(footer) for footer in fresh], axis=1)
+        self._runs = _merged((*self._runs, _sorted_run(words, columns)))
+
+    def _columns(self, footer: Footer) -> NDArray[np.uint32]:
+        numbers = np.full(len(footer.ids), self._numbers[footer.pack], np.uint32)
+        return np.stack([numbers, footer.offsets, footer.stored_sizes, footer.plain_sizes, footer.checks])
+
+    def locate(self, ids: NDArray[np.uint8]) -> Locations:
+        """Look up chunk ids, uint8 of shape (n, 32); of several places the one that was added first is told."""
+        words = _words(ids)
+        count = words.shape[1]
+        found = np.zeros(count, np.bool_)
+        columns = np.zeros((5, count), np.uint32)
+        for run in self._runs:
+            missing = np.flatnonzero(~found)
+            if not len(missing):
+                break
+            rows = _search(run, words[:, missing])
+            hits = rows >= 0
+            found[missing[hits]] = True
+            columns[:, missing[hits]] = run.columns[:, rows[hits]]
+        return Locations(found, *columns)
+
+    def contains(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Tell for each chunk id whether it is in here."""
+        return self.locate(ids_array(b"".join(ids))).found
+
+
+def ids_array(joined: Buffer) -> NDArray[np.uint8]:
+    """Return concatenated chunk ids as an array of shape (n, 32)."""
+    return np.frombuffer(joined, np.uint8).reshape(-1, CHUNK_ID_SIZE)
+
+
+def _search(run: _Run, wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the row of each wanted id in `run`, -1 where there is none."""
+    rows = np.searchsorted(run.words[0], wanted[0]).astype(np.int64)
+    result = np.full(len(rows), -1, np.int64)
+    open_ = np.arange(len(rows))
+    while len(open_):
+        at = rows[open_]
+        inside = at < run.rows
+        open_, at = open_[inside], at[inside]
+        same = run.words[0, at] == wanted[0, open_]
+        open_, at = open_[same], at[same]
+        equal = (run.words[1:, at] == wanted[1:, open_]).all(axis=0)
+        result[open_[equal]] = at[equal]
+        open_ = open_[~equal]
+        rows[open_] += 1  # another chunk whose id begins with the same eight bytes
+    return result

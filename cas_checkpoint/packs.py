@@ -1,0 +1,213 @@
+"""Blobs ↔ pack: one object of many blobs, and the footer that lists them (SPEC.md, "Packs").
+
+A footer repeats the pack's first bytes and carries its own checksum, so that it can be trusted wherever it
+lies: at the end of its pack, or copied into an index object.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cas_checkpoint.codecs import BLOB_OVERHEAD, MAX_CHUNK_SIZE, blob_check
+from cas_checkpoint.errors import DamagedObject
+from cas_checkpoint.ids import CHUNK_ID_SIZE, RANDOM_ID_SIZE, Buffer, ChunkId, PackId, digest
+from cas_checkpoint.records import CHECKSUM_SIZE, HEAD_SIZE, Kind, check_head, make_head
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MAX_PACK_SIZE",
+    "PACK_TAIL_SIZE",
+    "PREFIX_SIZE",
+    "Footer",
+    "PackBuilder",
+    "check_pack",
+    "footer_size",
+    "parse_footer",
+    "read_tail",
+]
+
+MAX_PACK_SIZE = 2**32 - 1
+PREFIX_SIZE = HEAD_SIZE + RANDOM_ID_SIZE
+"""A pack's bytes before its first blob: head and pack id."""
+PACK_TAIL_SIZE = 8
+"""A pack's last bytes: the size of its footer, and a mark."""
+
+_FRAME = struct.Struct("<IIQ")  # chunks, reserved, size of all blobs
+_TAIL = struct.Struct("<I4s")
+_TAIL_MARK = b"CASP"
+_ROW_SIZE = CHUNK_ID_SIZE + 12
+_FIXED_SIZE = PREFIX_SIZE + _FRAME.size + CHECKSUM_SIZE
+
+
+class Footer(NamedTuple):
+    """The list of a pack's blobs, one row for each, in the order in which they lie.
+
+    Attributes:
+        pack: the pack's id.
+        ids: chunk ids, uint8, shape (n, 32).
+        offsets: where each blob begins in the pack, uint32, shape (n,).
+        stored_sizes: bytes of each blob, uint32, shape (n,).
+        plain_sizes: bytes of each chunk, uint32, shape (n,).
+        checks: the check of each blob, uint32, shape (n,).
+        encoded: the footer's own bytes.
+    """
+
+    pack: PackId
+    ids: NDArray[np.uint8]
+    offsets: NDArray[np.uint32]
+    stored_sizes: NDArray[np.uint32]
+    plain_sizes: NDArray[np.uint32]
+    checks: NDArray[np.uint32]
+    encoded: bytes
+
+    @property
+    def pack_size(self) -> int:
+        """The size in bytes that the whole pack must have."""
+        return PREFIX_SIZE + int(self.stored_sizes.sum(dtype=np.uint64)) + len(self.encoded) + PACK_TAIL_SIZE
+
+
+class PackBuilder:
+    """Gathers blobs into one pack, in a buffer that may be lent to it and used again afterwards."""
+
+    def __init__(self, pack: PackId, buffer: bytearray | None = None) -> None:
+        """Begin the pack of that id.
+
+        Args:
+            pack: the new pack's random id.
+            buffer: memory to build in; it grows when it is too small.
+        """
+        self.pack = pack
+        self.buffer = bytearray() if buffer is None else buffer
+        self._size = 0
+        self._ids: list[ChunkId] = []
+        self._stored_sizes: list[int] = []
+        self._plain_sizes: list[int] = []
+        self._checks: list[int] = []
+        self._append(make_head(Kind.PACK) + pack)
+
+    def __len__(self) -> int:
+        """Return the number of blobs so far."""
+        return len(self._ids)
+
+    @property
+    def size(self) -> int:
+        """The bytes gathered so far, without the footer to come."""
+        return self._size
+
+    def _append(self, data: Buffer) -> None:
+        end = self._size + len(data)
+        if end > len(self.buffer):
+            self.buffer.extend(bytes(end - len(self.buffer)))
+        self.buffer[self._size : end] = data
+        self._size = end
+
+    def add(self, chunk: ChunkId, codec: int, payload: Buffer, plain_size: int, check: int) -> None:
+        """Append the blob made of `codec` and `payload`; `check` is `blob_check` of the two."""
+        self._append(bytes((codec,)))
+        self._append(payload)
+        self._ids.append(chunk)
+        self._stored_sizes.append(len(payload) + BLOB_OVERHEAD)
+        self._plain_sizes.append(plain_size)
+        self._checks.append(check)
+
+    def finish(self) -> tuple[Footer, memoryview]:
+        """Append the footer; return it, and a view of the whole pack (release it before using the buffer again)."""
+        table = b"".join(
+            (
+                b"".join(self._ids),
+                np.array(self._stored_sizes, "<u4").tobytes(),
+                np.array(self._plain_sizes, "<u4").tobytes(),
+                np.array(self._checks, "<u4").tobytes(),
+            )
+        )
+        frame = _FRAME.pack(len(self._ids), 0, self._size - PREFIX_SIZE)
+        content = bytes(self.buffer[:PREFIX_SIZE]) + frame + table
+        footer = content + digest((content,))
+        self._append(footer)
+        self._append(_TAIL.pack(len(footer), _TAIL_MARK))
+        return parse_footer(footer), memoryview(self.buffer)[: self._size]
+
+
+def footer_size(chunks: int) -> int:
+    """Return the size in bytes of the footer of a pack of that many chunks."""
+    return _FIXED_SIZE + chunks * _ROW_SIZE
+
+
+def parse_footer(data: Buffer, *, pack: PackId | None = None) -> Footer:
+    """Read a footer, which should be that of `pack` if that is given.
+
+    Raises:
+        DamagedObject: it is not, or was altered.
+        UnsupportedStore: it is of a newer format version.
+    """
+    encoded = bytes(data)
+    check_head(encoded, Kind.PACK)
+    if len(encoded) < _FIXED_SIZE:
+        raise DamagedObject(f"a pack's footer of only {len(encoded)} bytes")
+    content, checksum = encoded[:-CHECKSUM_SIZE], encoded[-CHECKSUM_SIZE:]
+    if digest((content,)) != checksum:
+        raise DamagedObject("a pack's footer does not fit its checksum")
+    found = PackId(encoded[HEAD_SIZE:PREFIX_SIZE])
+    if pack is not None and found != pack:
+        raise DamagedObject(f"holds the footer of pack {found.hex()}")
+    count, _, blobs_size = _FRAME.unpack_from(encoded, PREFIX_SIZE)
+    if footer_size(count) != len(encoded):
+        raise DamagedObject(f"a pack's footer of {len(encoded)} bytes cannot list {count} chunks")
+    return _parse_table(found, encoded, count, blobs_size)
+
+
+def _parse_table(pack: PackId, encoded: bytes, count: int, blobs_size: int) -> Footer:
+    start = PREFIX_SIZE + _FRAME.size
+    ids = np.frombuffer(encoded, np.uint8, count * CHUNK_ID_SIZE, start).reshape(count, CHUNK_ID_SIZE)
+    columns = np.frombuffer(encoded, "<u4", count * 3, start + count * CHUNK_ID_SIZE).reshape(3, count)
+    stored, plain, checks = columns.astype(np.uint32, copy=False)
+    ends = np.cumsum(stored, dtype=np.uint64) + np.uint64(PREFIX_SIZE)
+    if (int(ends[-1]) if count else PREFIX_SIZE) != PREFIX_SIZE + blobs_size or blobs_size > MAX_PACK_SIZE:
+        raise DamagedObject("the sizes in a pack's footer do not add up")
+    if count and (int(plain.max()) > MAX_CHUNK_SIZE or bool((stored.astype(np.int64) - plain > BLOB_OVERHEAD).any())):
+        raise DamagedObject("a pack's footer lists a chunk of an impossible size")
+    return Footer(pack, ids, (ends - stored).astype(np.uint32), stored, plain, checks, encoded)
+
+
+def read_tail(tail: Buffer, *, pack_size: int) -> int:
+    """Return the size of the footer of a pack of `pack_size` bytes, told by its last `PACK_TAIL_SIZE` bytes."""
+    size, mark = _TAIL.unpack(tail)
+    if mark != _TAIL_MARK:
+        raise DamagedObject("does not end like a pack")
+    if not _FIXED_SIZE <= size <= pack_size - PREFIX_SIZE - PACK_TAIL_SIZE:
+        raise DamagedObject(f"its footer cannot have {size} bytes")
+    return int(size)
+
+
+def check_pack(footer: Footer, data: Buffer) -> None:
+    """Check a whole pack against its footer, all but what the chunk ids themselves cover.
+
+    Raises:
+        DamagedObject: it is cut short or altered; the reason names the first chunk that is affected.
+    """
+    view = memoryview(data)
+    if len(view) != footer.pack_size:
+        raise DamagedObject(f"has {len(view)} bytes instead of {footer.pack_size}")
+    if view[:PREFIX_SIZE] != footer.encoded[:PREFIX_SIZE]:
+        raise DamagedObject("begins with other bytes than its footer says")
+    end = len(view) - PACK_TAIL_SIZE
+    if view[end - len(footer.encoded) : end] != footer.encoded:
+        raise DamagedObject("its footer was altered")
+    for number in damaged_blobs(footer, view):
+        raise DamagedObject(f"chunk {bytes(footer.ids[number]).hex()} does not fit its check")
+
+
+def damaged_blobs(footer: Footer, view: memoryview) -> Sequence[int]:
+    """Return the numbers of the blobs that do not fit their checks."""
+    rows = zip(footer.offsets.tolist(), footer.stored_sizes.tolist(), footer.checks.tolist(), strict=True)
+    return [
+        number
+        for number, (offset, size, check) in enumerate(rows)
+        if blob_check(view[offset], view[offset + 1 : offset + size]) != check
+    ]

@@ -1,0 +1,339 @@
+"""The save protocol: source → streams → packs → index → manifest → marks → commit.
+
+The order of writes is the contract (SPEC.md, "Order of writes"): a crash anywhere leaves garbage, never a
+snapshot that lies. How files become chunks stands in `streams`, what happens to chunks in `packing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from cas_checkpoint.backends import Backend
+from cas_checkpoint.chunking import Cutter
+from cas_checkpoint.commits import (
+    MAX_INLINE_SIZE,
+    Commit,
+    CommitKey,
+    Inline,
+    SaveStats,
+    State,
+    index_key,
+    manifest_key,
+    pack_key,
+)
+from cas_checkpoint.errors import CasCheckpointError, SaveAborted, SourceError
+from cas_checkpoint.headers import Header
+from cas_checkpoint.ids import PackId, TransactionId, digest
+from cas_checkpoint.index import encode_index
+from cas_checkpoint.knowledge import Knowledge
+from cas_checkpoint.manifests import REF_SIZE, Content, Entry, EntryType, Manifest, PackRef, encode_entry
+from cas_checkpoint.monitor import Monitor, Notice
+from cas_checkpoint.overlays import overlay
+from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Packer
+from cas_checkpoint.reading import SnapshotReader
+from cas_checkpoint.sources import Source, SourceItem, Walker, is_rereadable
+from cas_checkpoint.streams import MetadataStream, Stream, StreamReader, store_content
+from cas_checkpoint.transactions import commit, condemned_packs, list_commits, next_sequence, random_id
+
+__all__ = ["OnError", "SaveOptions", "Saver"]
+
+OnError = Literal["fail", "skip"]
+
+_MAX_ATTEMPTS = 5
+
+
+class SaveOptions(NamedTuple):
+    """How to save, and what to say of the snapshot; see `Store.save`."""
+
+    series: str
+    step: int | None
+    metrics: Mapping[str, float]
+    tags: tuple[str, ...]
+    message: str
+    on_error: OnError
+    owner: bool
+    level: int
+    workers: int
+
+
+class Saver:
+    """Saves sources into one store. What it needs from the world comes in here."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        header: Header,
+        options: SaveOptions,
+        *,
+        knowledge: Callable[[frozenset[PackId]], Knowledge],
+        onto: SnapshotReader | None = None,
+        monitor: Monitor,
+    ) -> None:
+        """Prepare a save.
+
+        Args:
+            backend: the store's backend.
+            header: the store's header.
+            options: how to save.
+            knowledge: gives what is known to be in the store, without the given packs; not called for a small snapshot.
+            onto: a snapshot whose entries are kept where the source has none of that path.
+            monitor: told of progress and warnings.
+        """
+        self.backend, self.header, self.options = backend, header, options
+        self.knowledge, self.onto, self.monitor = knowledge, onto, monitor
+        self.notices: list[Notice] = []
+
+    def run(self, source: Source) -> Commit:
+        """Save `source`; return the commit once the snapshot exists.
+
+        Raises:
+            SourceError: something could not be saved and `on_error` is "fail"; nothing was committed.
+            SaveAborted: collectors kept deleting what the save relied on; nothing was committed.
+        """
+        started = time.monotonic()
+        sequence = next_sequence(list_commits(self.backend, self.options.series))
+        condemned: frozenset[PackId] = frozenset()
+        for _ in range(_MAX_ATTEMPTS):
+            self.notices.clear()
+            key = CommitKey(self.options.series, sequence, TransactionId(random_id()))
+            attempt = _Attempt(self, key, started, condemned)
+            try:
+                record = attempt.write(source)
+                if record is not None:
+                    commit(self.backend, record)
+                    return record
+            except BaseException:
+                attempt.clean_up()
+                raise
+            condemned |= attempt.condemned
+            if not is_rereadable(source):
+                break
+        raise SaveAborted("packs that the save relied on are being collected; no snapshot was made: save again")
+
+    def notice(self, notice: Notice) -> None:
+        """Pass a warning on, and remember it for the snapshot."""
+        self.notices.append(notice)
+        self.monitor.warning(notice)
+
+
+class _Pending(NamedTuple):
+    """An entry that waits for its content, and for the entries before it."""
+
+    entry: Entry
+    stream: Stream | None
+
+
+class _Attempt:
+    """One run through the source, up to the manifest."""
+
+    def __init__(self, saver: Saver, key: CommitKey, started: float, condemned: frozenset[PackId]) -> None:
+        self.condemned = condemned
+        self._saver, self._backend, self._key, self._started = saver, saver.backend, key, started
+        self._now_ns = time.time_ns()
+        self._packer: Packer | None = None
+        self._knowledge: Knowledge | None = None
+        self._packs: list[PackId] = []
+        self._indexed = False
+        self._streams = StreamReader(saver.header, self._packing)
+        self._metadata_cutter = Cutter(saver.header.metadata_chunker)
+        self._entries = MetadataStream(self._metadata_cutter, self._packing)
+        self._pending: deque[_Pending] = deque()
+        self._above: list[Entry] = []  # entries that are to be laid over another snapshot's
+        self._counts = dict.fromkeys(SaveStats._fields[:-1], 0)
+
+    # --- the protocol ---
+
+    def write(self, source: Source) -> Commit | None:
+        """Write everything but the commit; return the commit to make, None if packs that were relied on are going."""
+        try:
+            self._read(source)
+            packer = self._packing(small=self._is_small())
+            self._streams.flush()
+            packer.settle()
+            self._emit()
+            if self._saver.onto is not None:
+                self._lay_over(self._saver.onto, packer)
+            entries = self._entries.finish()
+            if self._knowledge is None:
+                return self._inline_commit(entries, packer.finish_inline())
+            return self._packed_commit(entries, packer, packer.finish(), self._knowledge)
+        finally:
+            if self._packer is not None:
+                self._packer.close()
+
+    def _is_small(self) -> bool:
+        """Tell whether what was read is so little that the commit can carry it."""
+        size = self._streams.held + self._entries.held + sum(len(entry.path) + 64 for entry, _ in self._pending)
+        if self._saver.onto is not None:
+            size += self._saver.onto.inline_size() or MAX_INLINE_SIZE
+        return self._packer is None and size <= MAX_INLINE_SIZE and self._streams.held_chunks <= MAX_BATCH_CHUNKS
+
+    def _packing(self, *, small: bool = False) -> Packer:
+        """Return the packer; the first call decides whether the commit carries the snapshot."""
+        if self._packer is None:
+            saver = self._saver
+            if not small:
+                self._knowledge = saver.knowledge(self.condemned)
+            self._packer = Packer(
+                self._backend,
+                self._knowledge,
+                new_pack=self._new_pack if not small else lambda: PackId(self._key.transaction),
+                workers=saver.options.workers,
+                level=saver.options.level,
+                monitor=saver.monitor,
+            )
+        return self._packer
+
+    def _new_pack(self) -> PackId:
+        self._packs.append(PackId(random_id()))
+        return self._packs[-1]
+
+    def _inline_commit(self, entries: Content, pack: bytes) -> Commit:
+        manifest = self._manifest(entries, (), base=0)
+        return self._commit(manifest, Inline(manifest, pack))
+
+    def _packed_commit(
+        self, entries: Content, packer: Packer, old: frozenset[PackId], knowledge: Knowledge
+    ) -> Commit | None:
+        transaction = self._key.transaction
+        homes = {pack: knowledge.home(pack) for pack in old}
+        base = min([knowledge.now, *(date for _, date in homes.values())])
+        refs = [PackRef(footer.pack, transaction) for footer in packer.footers]
+        refs += sorted(PackRef(pack, home) for pack, (home, _) in homes.items())
+        self._counts["bytes_written"] += packer.bytes_written
+        self._counts["objects_written"] += len(packer.footers)
+        if packer.footers:
+            self._indexed = True
+            self._put(index_key(transaction), encode_index(transaction, knowledge.now, packer.footers))
+            knowledge.add(transaction, knowledge.now, packer.footers)
+        manifest = self._manifest(entries, tuple(refs), base=base)
+        self._put(manifest_key(transaction), manifest)
+        condemned = condemned_packs(self._backend, base, old)
+        if condemned:
+            self.condemned |= condemned
+            self._backend.delete(manifest_key(transaction))
+            return None
+        return self._commit(manifest, None)
+
+    def _manifest(self, entries: Content, packs: tuple[PackRef, ...], *, base: int) -> bytes:
+        return Manifest(self._saver.header.store, *self._key, base, packs, entries, self._counts["entries"]).encode()
+
+    def _commit(self, manifest: bytes, inline: Inline | None) -> Commit:
+        options = self._saver.options
+        self._counts["objects_written"] += 1
+        return Commit(
+            State.COMMITTED,
+            self._saver.header.store,
+            self._key,
+            self._now_ns,
+            options.step,
+            options.metrics,
+            options.tags,
+            options.message,
+            SaveStats(**self._counts, seconds=time.monotonic() - self._started),
+            digest((manifest,)),
+            len(manifest),
+            inline,
+        )
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._backend.put(key, [data])
+        self._counts["bytes_written"] += len(data)
+        self._counts["objects_written"] += 1
+        self._saver.monitor.wrote(len(data))
+
+    def clean_up(self) -> None:
+        """After a failure, remove the packs that no object names yet, so that nobody can have come to rely on them."""
+        if self._indexed:
+            return
+        for pack in self._packs:
+            try:
+                self._backend.delete(pack_key(pack))
+            except CasCheckpointError:  # garbage is harmless; the failure itself is what the caller must see
+                return
+
+    # --- entries ---
+
+    def _read(self, source: Source) -> None:
+        """Read everything that is to be saved, in the order of the entries."""
+        saver = self._saver
+        walker = Walker(
+            source, owner=saver.options.owner, now_ns=self._now_ns, problem=self._problem, notice=saver.notice
+        )
+        for item in walker:
+            pending = self._read_item(item)
+            if pending is None:
+                walker.forget(item.entry)
+                continue
+            self._pending.append(pending)
+            self._emit()
+
+    def _read_item(self, item: SourceItem) -> _Pending | None:
+        """Read a file's data; None if it could not be read and is left out."""
+        if item.open is None:
+            return _Pending(item.entry, None)
+        try:
+            reader = item.open()
+            try:
+                stream = self._streams.read(reader, self._saver.monitor.read)
+                size = reader.finish()
+            finally:
+                reader.close()
+        except SourceError as error:
+            self._problem(error)
+            return None
+        return _Pending(item.entry._replace(size=size, extents=reader.extents), stream)
+
+    def _problem(self, error: SourceError) -> None:
+        if self._saver.options.on_error == "fail":
+            raise error
+        self._saver.notice(Notice("", f"{error} (left out)"))
+
+    def _emit(self) -> None:
+        """Write the entries whose turn has come."""
+        while self._pending and (self._pending[0].stream is None or not self._pending[0].stream.outstanding):
+            entry, stream = self._pending.popleft()
+            if stream is not None:
+                content = Content(0, 0, b"")
+                if stream.size:
+                    content = store_content(self._packing(), self._metadata_cutter, stream.refs, stream.size)
+                    self._count_stream(stream)
+                entry = entry._replace(content=content)
+            if self._saver.onto is not None:
+                self._above.append(entry)
+            else:
+                self._write_entry(entry)
+
+    def _count_stream(self, stream: Stream) -> None:
+        counts = self._counts
+        counts["chunks"] += len(stream.refs) // REF_SIZE
+        counts["chunks_new"] += stream.chunks_new
+        counts["bytes_new"] += stream.bytes_new
+        counts["bytes_reused"] += stream.size - stream.bytes_new
+
+    def _write_entry(self, entry: Entry) -> None:
+        self._counts["entries"] += 1
+        if entry.type is EntryType.FILE:
+            self._counts["files"] += 1
+            self._counts["logical_size"] += entry.size
+        self._entries.write(encode_entry(entry))
+
+    def _lay_over(self, lower: SnapshotReader, packer: Packer) -> None:
+        """Write the entries of the lower snapshot with ours laid over them."""
+        for entry, kept in overlay(lower.entries(), self._above):
+            if kept and entry.content is not None:
+                self._keep(lower, entry.content, packer)
+            self._write_entry(entry)
+
+    def _keep(self, lower: SnapshotReader, content: Content, packer: Packer) -> None:
+        """Make the new snapshot hold a content of the lower one, copying only what is not known to be in the store."""
+        refs = list(lower.refs(content, lists=True))
+        missing = packer.rely_on(ref.chunk for ref in refs)
+        wanted = list({ref.chunk: ref for ref in refs if ref.chunk in set(missing)}.values())
+        for chunk in lower.chunks(wanted):
+            packer.store(chunk)
+        self._counts["chunks"] += len(refs)
+        self._counts["bytes_reused"] += content.size

@@ -1,0 +1,141 @@
+"""A committed snapshot, as users see it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import BinaryIO, Union, cast
+
+from cas_checkpoint.backends import Backend
+from cas_checkpoint.commits import Commit, SaveStats
+from cas_checkpoint.errors import DamagedObject, EntryNotFound
+from cas_checkpoint.filereader import SnapshotFile
+from cas_checkpoint.manifests import Entry, EntryType
+from cas_checkpoint.monitor import Notice
+from cas_checkpoint.reading import SnapshotReader
+
+__all__ = ["PathArgument", "Snapshot", "entry_path"]
+
+PathArgument = Union[str, bytes, "os.PathLike[str]"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_READ_AHEAD = 2**20
+
+
+def entry_path(path: PathArgument) -> bytes:
+    """Return a path as entries have it: bytes, without a leading `./` or a trailing `/`."""
+    return os.fsencode(path).removeprefix(b"./").rstrip(b"/")
+
+
+class Snapshot:
+    """One snapshot of a store. Knows its summary; reads the rest when asked. Safe to use from several threads."""
+
+    def __init__(self, backend: Backend, record: Commit, *, warnings: tuple[Notice, ...] = ()) -> None:
+        """Take a committed record; made by `Store` only."""
+        self._backend, self._record = backend, record
+        self.warnings = warnings
+        """What was left out or not done in full, if this very object came from `Store.save`."""
+
+    def __repr__(self) -> str:
+        step = "" if self.step is None else f" step={self.step}"
+        return f"<Snapshot {self.id} {self.series}@{self.sequence}{step} {self.created_at:%Y-%m-%d %H:%M:%S}Z>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Snapshot) and (self._record.store, self.id) == (other._record.store, other.id)
+
+    def __hash__(self) -> int:
+        return hash((self._record.store, self.id))
+
+    # --- the summary ---
+
+    @property
+    def id(self) -> str:
+        """The snapshot's id: 32 hexadecimal digits."""
+        return self._record.key.transaction.hex()
+
+    @property
+    def series(self) -> str:
+        """The series that it belongs to."""
+        return self._record.key.series
+
+    @property
+    def sequence(self) -> int:
+        """Its number in its series; two saves at once may get the same."""
+        return self._record.key.sequence
+
+    @property
+    def step(self) -> int | None:
+        """The training step, if one was given."""
+        return self._record.step
+
+    @property
+    def created_at(self) -> datetime:
+        """When the save began, by the saver's clock, in UTC; not used for order within a series."""
+        try:
+            return _EPOCH + timedelta(microseconds=self._record.created_at_ns // 1000)
+        except OverflowError:
+            return _EPOCH
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Named numbers given at the save."""
+        return dict(self._record.metrics)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Words given at the save."""
+        return self._record.tags
+
+    @property
+    def message(self) -> str:
+        """Text given at the save."""
+        return self._record.message
+
+    @property
+    def stats(self) -> SaveStats:
+        """What the save did."""
+        return self._record.stats
+
+    # --- the content ---
+
+    def reader(self) -> SnapshotReader:
+        """Return a new reader of the snapshot's content."""
+        return SnapshotReader(self._backend, self._record)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all entries, ordered by path, component by component."""
+        return self.reader().entries()
+
+    def open(self, path: PathArgument) -> BinaryIO:
+        """Open a file of the snapshot for reading; seekable, and fetches only the chunks that are read.
+
+        Raises:
+            EntryNotFound: there is no file at that path.
+            DamagedStore: something that it needs is damaged or missing; also raised while reading.
+        """
+        reader = self.reader()
+        raw = SnapshotFile(reader, _find_file(reader, entry_path(path)))
+        return cast("BinaryIO", io.BufferedReader(raw, _READ_AHEAD))
+
+    def read_bytes(self, path: PathArgument) -> bytes:
+        """Return the whole content of a file; errors as for `open`."""
+        with self.open(path) as file:
+            return file.read()
+
+
+def _find_file(reader: SnapshotReader, path: bytes, *, follow: bool = True) -> Entry:
+    for entry in reader.entries():
+        if entry.path == path:
+            break
+    else:
+        raise EntryNotFound(f"the snapshot holds nothing at {os.fsdecode(path)!r}; 'show' lists what it holds")
+    if entry.type is EntryType.HARDLINK:
+        if not follow:
+            raise DamagedObject(f"{entry.name} is a hard link to a hard link", key=str(reader.key))
+        return _find_file(reader, entry.target, follow=False)
+    if entry.type is not EntryType.FILE:
+        kind = "directory" if entry.type is EntryType.DIRECTORY else "symlink"
+        raise EntryNotFound(f"{entry.name!r} is a {kind} in the snapshot, not a file")
+    return entry

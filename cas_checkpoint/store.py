@@ -1,0 +1,488 @@
+"""The library's face: a store of snapshots at one place. Arguments are checked here, the work is done below."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from heapq import merge
+from typing import NamedTuple
+
+from cas_checkpoint.backends import Backend, LocalBackend, open_backend, probe_put_if_absent
+from cas_checkpoint.codecs import DEFAULT_LEVEL
+from cas_checkpoint.commits import MAX_MESSAGE_SIZE, Commit, CommitKey, State, check_series
+from cas_checkpoint.errors import (
+    AmbiguousReference,
+    CasCheckpointError,
+    DamagedObject,
+    InvalidArgument,
+    InvalidArgumentType,
+    MissingObject,
+    NotAStore,
+    ObjectNotFound,
+    SnapshotNotFound,
+    StoreNotFound,
+    UnsupportedStore,
+)
+from cas_checkpoint.headers import HEADER_KEY, Header, check_features
+from cas_checkpoint.ids import PackId, StoreId, TransactionId
+from cas_checkpoint.knowledge import Knowledge
+from cas_checkpoint.monitor import Monitor
+from cas_checkpoint.records import MAX_ITEMS
+from cas_checkpoint.restoring import RestoreResult, restore
+from cas_checkpoint.saving import OnError, SaveOptions, Saver
+from cas_checkpoint.snapshots import PathArgument, Snapshot, entry_path
+from cas_checkpoint.sources import Source, source_directories
+from cas_checkpoint.transactions import list_commits, list_marks, random_id, read_commit, read_header
+from cas_checkpoint.verifying import VerifyReport, verify
+
+__all__ = ["Store", "StoreInfo"]
+
+_INDEX_LIMIT = 4 * 2**20  # chunks known at once: about 220 MB
+_READERS = 16  # commits read at once
+_MIN_PREFIX = 4
+_ID_DIGITS = 32
+
+
+class StoreInfo(NamedTuple):
+    """What a store consists of.
+
+    Attributes:
+        url: where it is.
+        id: its id, 32 hexadecimal digits.
+        put_if_absent: whether its backend can create an object only if there is none.
+        series: for each series the number of its snapshots.
+        objects: for each kind of object ("packs", "index", ...) their number and size in bytes.
+    """
+
+    url: str
+    id: str
+    put_if_absent: bool
+    series: Mapping[str, int]
+    objects: Mapping[str, tuple[int, int]]
+
+    @property
+    def size(self) -> int:
+        """The size of all objects, in bytes."""
+        return sum(size for _, size in self.objects.values())
+
+
+class Store:
+    """A store of snapshots. Safe to use from several threads, to pickle, and to use after a fork."""
+
+    def __init__(self, backend: Backend, header: Header, *, workers: int, level: int) -> None:
+        """Use `Store.open` instead."""
+        self._backend, self._header = backend, header
+        self._workers, self._level = workers, level
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._knowledge: Knowledge | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in ("_backend", "_header", "_workers", "_level")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self._backend.url
+
+    @property
+    def id(self) -> str:
+        """The store's id: 32 hexadecimal digits."""
+        return self._header.store.hex()
+
+    # --- opening ---
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        durable: bool = True,
+        workers: int | None = None,
+        level: int = DEFAULT_LEVEL,
+        storage_options: Mapping[str, object] | None = None,
+    ) -> Store:
+        """Open the store at `url`.
+
+        Args:
+            url: a local path, or any URL that fsspec knows.
+            create: make the store if there is none.
+            durable: on local disk, wait for the disk at every object; switch off for scratch data only.
+            workers: threads for hashing, compression and reading; by default one for each usable core.
+            level: zstd level for new chunks, -50 to 19.
+            storage_options: passed on to fsspec.
+
+        Raises:
+            StoreNotFound: there is no store, and `create` is false.
+            NotAStore: something else is in its place.
+            DamagedStore: there is one, but its header is damaged or gone.
+            UnsupportedStore: it needs a newer version of this package.
+            StorageError: the file system refused something.
+        """
+        workers = _usable_cores() if workers is None else _integer("workers", workers, 1, 1024)
+        backend = open_backend(url, durable=durable, storage_options=storage_options)
+        header = _read_header(backend)
+        if header is None:
+            if not create:
+                raise StoreNotFound(f"there is no store at {backend.url}; create one with create=True or by 'save'")
+            header = _create(backend)
+        check_features(header, "read")
+        return cls(backend, header, workers=workers, level=_integer("level", level, -50, 19))
+
+    # --- saving ---
+
+    def save(
+        self,
+        source: Source,
+        *,
+        series: str = "default",
+        step: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] | None = None,
+        message: str | None = None,
+        on_error: OnError = "fail",
+        owner: bool = False,
+        onto: Snapshot | None = None,
+        monitor: Monitor | None = None,
+    ) -> Snapshot:
+        """Save `source` as the next snapshot of a series.
+
+        Args:
+            source: a path to a directory (its contents are saved, not the folder itself) or a file (saved under its
+                own name); bytes or an open binary reader (saved as `_dst_cp`); or a mapping of relative paths to
+                any of these.
+            series: the series; made by its first snapshot.
+            step: a number of yours, such as the training step.
+            metrics: numbers of yours by name.
+            tags: words of yours.
+            message: a text of yours.
+            on_error: what to do about a file that cannot be read, changes or vanishes while it is being saved:
+                "fail" commits nothing; "skip" leaves it out and says so in `Snapshot.warnings`.
+            owner: record owners and groups.
+            onto: keep that snapshot's entries where `source` has none of the path.
+            monitor: told of progress and warnings.
+
+        Returns:
+            The snapshot, which is safely stored.
+
+        Raises:
+            InvalidArgument: an argument cannot be used.
+            SourceError: see `on_error`.
+            StorageError: the store's file system refused something; nothing was committed.
+            SaveAborted: collectors kept deleting what the save relied on; nothing was committed.
+        """
+        if on_error not in ("fail", "skip"):
+            raise InvalidArgument(f'on_error must be "fail" or "skip", not {on_error!r}')
+        options = SaveOptions(
+            check_series(_text("series", series)),
+            None if step is None else _integer("step", step, -(2**63), 2**63 - 1),
+            _metrics(metrics or {}),
+            _tags(tags or ()),
+            _text("message", message or ""),
+            on_error,
+            owner,
+            self._level,
+            self._workers,
+        )
+        check_features(self._header, "write")
+        self._check_outside(source)
+        saver = Saver(
+            self._backend,
+            self._header,
+            options,
+            knowledge=lambda condemned: self._learn(options.series, condemned),
+            onto=onto.reader() if onto is not None else None,
+            monitor=monitor or Monitor(),
+        )
+        record = saver.run(source)
+        return Snapshot(self._backend, record, warnings=tuple(saver.notices))
+
+    def _check_outside(self, source: Source) -> None:
+        """Refuse to save a directory that holds the store itself."""
+        if isinstance(self._backend, LocalBackend):
+            root = os.path.realpath(self._backend.root)
+            for directory in source_directories(source):
+                if os.path.commonpath([root, os.path.realpath(directory)]) == os.path.realpath(directory):
+                    raise InvalidArgument(f"the store {root} lies within {directory}, which is to be saved; move it out")
+
+    def _learn(self, series: str, condemned: frozenset[PackId]) -> Knowledge:
+        """Return what is known to be in the store, read as far as it is new."""
+        if self._process != os.getpid():
+            self._reset()
+        with self._lock:
+            now = list_marks(self._backend).base
+            known = self._knowledge
+            if known is None or known.now != now or condemned:
+                known = Knowledge(now, limit=_INDEX_LIMIT, without=condemned)
+                self._knowledge = known
+            known.learn(self._backend, self._homes_of_latest(series))
+            return known
+
+    def _homes_of_latest(self, series: str) -> Iterator[TransactionId]:
+        """Yield the index objects that the latest snapshot of a series needs, so that they are learned first."""
+        try:
+            parent = self.latest(series)
+            if parent is not None:
+                yield from (ref.home for ref in parent.reader().manifest().packs)
+        except CasCheckpointError:  # only an order of preference; what is damaged is told when it is needed
+            return
+
+    # --- finding ---
+
+    def snapshots(
+        self, series: str | None = None, *, damaged: Callable[[CasCheckpointError], None] | None = None
+    ) -> list[Snapshot]:
+        """Return all snapshots, or those of one series, newest first.
+
+        Within a series the order is that of the saves; between series that of the savers' clocks.
+
+        Args:
+            series: a series, or None for all.
+            damaged: called for each commit that cannot be read; by default that error is raised.
+        """
+        keys: dict[str, list[CommitKey]] = {}
+        for key in list_commits(self._backend, None if series is None else check_series(series)):
+            keys.setdefault(key.series, []).append(key)
+        lists = [list(self._read_all(sorted(group, key=_newest_first), damaged)) for group in keys.values()]
+        return list(merge(*lists, key=lambda snapshot: -snapshot.created_at.timestamp()))
+
+    def _read_all(
+        self, keys: Sequence[CommitKey], damaged: Callable[[CasCheckpointError], None] | None
+    ) -> Iterator[Snapshot]:
+        def read(key: CommitKey) -> Commit | CasCheckpointError | None:
+            try:
+                return read_commit(self._backend, key, self._header.store)
+            except ObjectNotFound:
+                return None
+            except CasCheckpointError as error:
+                return error
+
+        with ThreadPoolExecutor(min(_READERS, len(keys)) or 1) as pool:
+            for result in pool.map(read, keys):
+                if isinstance(result, CasCheckpointError):
+                    if damaged is None:
+                        raise result
+                    damaged(result)
+                elif result is not None and result.state is State.COMMITTED:
+                    yield Snapshot(self._backend, result)
+
+    def latest(self, series: str = "default") -> Snapshot | None:
+        """Return the newest snapshot of a series, None if it has none."""
+        keys = sorted(list_commits(self._backend, check_series(series)), key=_newest_first)
+        return next(self._read_some(keys), None)
+
+    def _read_some(self, keys: Iterable[CommitKey]) -> Iterator[Snapshot]:
+        for key in keys:
+            try:
+                record = read_commit(self._backend, key, self._header.store)
+            except ObjectNotFound:  # forgotten since it was listed
+                continue
+            if record.state is State.COMMITTED:
+                yield Snapshot(self._backend, record)
+
+    def snapshot(self, ref: str | Snapshot) -> Snapshot:
+        """Return the snapshot that `ref` means.
+
+        Args:
+            ref: a full id; a prefix of at least four digits that only one id has; `latest` (of the series `default`);
+                `SERIES@latest`; or `SERIES@N` for the number N of a series.
+
+        Raises:
+            SnapshotNotFound: there is none.
+            AmbiguousReference: there are several.
+        """
+        if isinstance(ref, Snapshot):
+            return ref
+        series, at, which = _text("ref", ref).rpartition("@")
+        if at or which == "latest":
+            return self._in_series(series if at else "default", which)
+        if len(ref) < _MIN_PREFIX or not set(ref) <= set("0123456789abcdef"):
+            raise SnapshotNotFound(
+                f"{ref!r} is no snapshot: give an id, at least {_MIN_PREFIX} digits of one, latest, SERIES@latest or SERIES@N"
+            )
+        keys = [key for key in list_commits(self._backend) if key.transaction.hex().startswith(ref)]
+        return self._only(ref, keys, "'list' shows all there are")
+
+    def _in_series(self, series: str, which: str) -> Snapshot:
+        check_series(series)
+        if which == "latest":
+            found = self.latest(series)
+            if found is None:
+                others = sorted({key.series for key in list_commits(self._backend)})
+                hint = f"there are {', '.join(f'{name}@latest' for name in others)}" if others else "the store is empty"
+                raise SnapshotNotFound(f"the series {series!r} has no snapshot; {hint}")
+            return found
+        if not which.isdecimal():
+            raise SnapshotNotFound(f"{series}@{which} is no snapshot: after @ comes 'latest' or a number")
+        keys = [key for key in list_commits(self._backend, series) if key.sequence == int(which)]
+        return self._only(f"{series}@{which}", keys, f"'list --series {series}' shows all there are")
+
+    def _only(self, ref: str, keys: Sequence[CommitKey], hint: str) -> Snapshot:
+        found = list(self._read_some(keys))
+        if not found:
+            raise SnapshotNotFound(f"no snapshot {ref} in {self.url}; {hint}")
+        if len(found) > 1:
+            raise AmbiguousReference(f"{ref} fits {', '.join(snapshot.id for snapshot in found)}; give more digits")
+        return found[0]
+
+    # --- restoring ---
+
+    def restore(
+        self,
+        ref: str | Snapshot,
+        target: str | os.PathLike[str],
+        *,
+        paths: Sequence[PathArgument] | None = None,
+        exact: bool = False,
+        owner: bool = False,
+        monitor: Monitor | None = None,
+    ) -> RestoreResult:
+        """Write a snapshot into the directory `target`, which is created if it is not there.
+
+        What is there already and not in the snapshot stays; files whose content is right are not written again;
+        nothing outside of the target is touched, whatever links there are.
+
+        Args:
+            ref: as for `snapshot`.
+            target: the directory.
+            paths: restore only what lies at or below these paths of the snapshot.
+            exact: also remove what the snapshot does not have, and replace directories that are in the way of files.
+            owner: also set owners and groups, where they were recorded.
+            monitor: told of progress and warnings.
+
+        Raises:
+            SnapshotNotFound: there is no such snapshot.
+            EntryNotFound: the snapshot holds nothing at one of `paths`.
+            DamagedStore: something that is needed is damaged or missing; what is complete stays in the target.
+            RestoreError: the target cannot be written.
+        """
+        if exact and paths is not None:
+            raise InvalidArgument("exact=True restores whole snapshots: it cannot be combined with paths")
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise InvalidArgumentType("paths must be a sequence of paths, not a single one")
+        return restore(
+            self.snapshot(ref).reader(),
+            target,
+            paths=None if paths is None else [entry_path(path) for path in paths],
+            exact=exact,
+            owner=owner,
+            workers=self._workers,
+            monitor=monitor or Monitor(),
+        )
+
+    # --- looking after it ---
+
+    def verify(self, *, data: bool = True, monitor: Monitor | None = None) -> VerifyReport:
+        """Check that every snapshot can be restored, and report what is wrong.
+
+        Args:
+            data: read and check all data; otherwise only the structure: commits, manifests, footers, index.
+            monitor: told of progress.
+        """
+        return verify(self._backend, self._header, data=data, workers=self._workers, monitor=monitor or Monitor())
+
+    def info(self) -> StoreInfo:
+        """Return what the store consists of."""
+        objects: dict[str, tuple[int, int]] = {}
+        for item in self._backend.list(""):
+            kind = item.key.partition("/")[0] if "/" in item.key else "header"
+            count, size = objects.get(kind, (0, 0))
+            objects[kind] = (count + 1, size + item.size)
+        series: dict[str, int] = {}
+        for key in list_commits(self._backend):
+            series[key.series] = series.get(key.series, 0) + 1
+        return StoreInfo(self.url, self.id, self._header.put_if_absent, dict(sorted(series.items())), objects)
+
+
+def _newest_first(key: CommitKey) -> tuple[int, int]:
+    return -key.sequence, -int.from_bytes(key.transaction, "big")
+
+
+def _read_header(backend: Backend) -> Header | None:
+    """Return the header of the store, None if there is no store at all."""
+    try:
+        return read_header(backend)
+    except ObjectNotFound as error:
+        if _has_objects(backend):
+            raise MissingObject(
+                f"the header {HEADER_KEY} is missing in {backend.url}, which holds the objects of a store; "
+                "restore that small object from a copy of the store"
+            ) from error
+        return None
+    except DamagedObject as error:
+        if "does not begin" in error.reason and not _has_objects(backend):
+            raise NotAStore(f"{backend.url} holds {HEADER_KEY}, which is not the header of a store") from error
+        raise
+
+
+def _has_objects(backend: Backend) -> bool:
+    return any(next(iter(backend.list(prefix)), None) for prefix in ("commits/", "manifests/", "packs/"))
+
+
+def _create(backend: Backend) -> Header:
+    """Make a new store, or return the header of the one that somebody else made at the same moment."""
+    header = Header(StoreId(random_id()), put_if_absent=probe_put_if_absent(backend))
+    if backend.put_if_absent(HEADER_KEY, header.encode()):
+        return header
+    return read_header(backend)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if not hasattr(value, "__index__"):
+        raise InvalidArgumentType(f"{name} must be an integer, not {value!r}")
+    number = int(value.__index__())
+    if not low <= number <= high:
+        raise InvalidArgument(f"{name} must be from {low} to {high}, not {number}")
+    return number
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgumentType(f"{name} must be a text, not {value!r}")
+    try:
+        encoded = value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{name} is not valid Unicode: {value!r}") from error
+    if len(encoded) > MAX_MESSAGE_SIZE:
+        raise InvalidArgument(f"{name} has {len(encoded)} bytes; at most {MAX_MESSAGE_SIZE} are allowed")
+    return value
+
+
+def _tags(value: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)):
+        raise InvalidArgumentType("tags must be a sequence of texts, not a single one")
+    tags = tuple(_text("a tag", tag) for tag in value)
+    if len(tags) > MAX_ITEMS:
+        raise InvalidArgument(f"at most {MAX_ITEMS} tags are allowed")
+    return tags
+
+
+def _metrics(value: Mapping[str, float]) -> dict[str, float]:
+    metrics = {}
+    for name, number in value.items():
+        try:
+            metrics[_text("the name of a metric", name)] = float(number)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentType(f"the metric {name!r} must be a number, not {number!r}") from error
+    if len(metrics) > MAX_ITEMS:
+        raise InvalidArgument(f"at most {MAX_ITEMS} metrics are allowed")
+    return metrics

@@ -1,0 +1,206 @@
+"""Streams of bytes → batches of chunks → contents: reading ahead, cutting, and the lists of large streams.
+
+One thread reads and cuts; `packing` does the rest. Buffers are few and used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from cas_checkpoint.chunking import Cutter
+from cas_checkpoint.headers import Header
+from cas_checkpoint.ids import Buffer, ChunkId
+from cas_checkpoint.manifests import INLINE_REFS, REF_SIZE, Content, encode_ref
+from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Batch, Packer
+
+__all__ = ["MetadataStream", "Readable", "Stream", "StreamReader", "store_content"]
+
+_BUFFER_SIZE = 8 * 2**20
+_METADATA_BUFFER = 2**20
+
+
+class Readable(Protocol):
+    """Whatever fills a buffer as far as it can; less than the buffer's size means the end."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill `buffer` and return how many bytes are in it."""
+
+
+class Stream:
+    """The chunks of one content, as they become known.
+
+    Attributes:
+        refs: packed refs of the chunks so far.
+        size: bytes of the stream.
+        chunks_new: chunks that the store did not hold.
+        bytes_new: their plain bytes.
+        outstanding: chunks given away and not come back, plus one while the stream is being read.
+    """
+
+    __slots__ = ("bytes_new", "chunks_new", "outstanding", "refs", "size")
+
+    def __init__(self) -> None:
+        self.refs = bytearray()
+        self.size = self.chunks_new = self.bytes_new = 0
+        self.outstanding = 1
+
+    def take(self, chunk: ChunkId, size: int, *, is_new: bool) -> None:
+        """Append a chunk."""
+        self.refs += encode_ref(chunk, size)
+        self.outstanding -= 1
+        if is_new:
+            self.chunks_new += 1
+            self.bytes_new += size
+
+
+class _Filling:
+    """A buffer being filled with the chunks of one or more streams."""
+
+    def __init__(self, memory: bytearray) -> None:
+        self.memory = memory
+        self.view = memoryview(memory)
+        self.fill = 0
+        self.spans: list[tuple[int, int]] = []
+        self.owners: list[Stream] = []
+
+    def add(self, owner: Stream, start: int, ends: Sequence[int]) -> int:
+        """Add the chunks of `owner` that begin at `start` and end at `start` + each of `ends`; return the last end."""
+        position = start
+        for end in ends:
+            self.spans.append((position, start + end))
+            self.owners.append(owner)
+            position = start + end
+        owner.outstanding += len(ends)
+        return position
+
+
+class StreamReader:
+    """Reads streams into buffers, cuts them, and gives the chunks to a packer."""
+
+    def __init__(self, header: Header, packer: Callable[[], Packer]) -> None:
+        """Begin a save.
+
+        Args:
+            header: says how to cut.
+            packer: gives the packer; called when the first buffer is full, or at `flush`.
+        """
+        self._cutter = Cutter(header.chunker)
+        self._packer = packer
+        self._size = max(_BUFFER_SIZE, 2 * header.chunker.max_size)
+        self._free: list[bytearray] = []
+        self._filling = _Filling(bytearray(self._size))
+
+    @property
+    def held(self) -> int:
+        """Bytes read and not yet given to the packer."""
+        return self._filling.fill
+
+    @property
+    def held_chunks(self) -> int:
+        """Chunks not yet given to the packer."""
+        return len(self._filling.spans)
+
+    def read(self, source: Readable, progress: Callable[[int], None]) -> Stream:
+        """Read a stream to its end; its chunks come back later, in order (see `Stream.outstanding`)."""
+        stream = Stream()
+        start = self._filling.fill
+        while True:
+            filling = self._filling
+            room = self._size - filling.fill
+            count = source.readinto(filling.view[filling.fill :]) if room else 0
+            filling.fill += count
+            stream.size += count
+            progress(count)
+            ended = bool(room) and count < room
+            start = filling.add(stream, start, self._cut(filling, start, ended=ended))
+            if ended:
+                break
+            self._pass_on(start)
+            start = 0
+        stream.outstanding -= 1
+        if self.held_chunks >= MAX_BATCH_CHUNKS:
+            self.flush()
+        return stream
+
+    def _cut(self, filling: _Filling, start: int, *, ended: bool) -> list[int]:
+        size = filling.fill - start
+        if ended and size <= self._cutter.parameters.min_size:
+            return [size] if size else []
+        return self._cutter.cuts(filling.view[start : filling.fill], final=ended)
+
+    def flush(self) -> None:
+        """Give what was read to the packer; only to be called between two streams."""
+        self._pass_on(self._filling.fill)
+
+    def _pass_on(self, keep_from: int) -> None:
+        """Give the chunks in the buffer to the packer and go on in another one, with the bytes not cut yet."""
+        full = self._filling
+        packer = self._packer()
+        if full.spans:
+            owners, spans = full.owners, full.spans
+            memory = full.memory
+
+            def done(results: Sequence[tuple[ChunkId, bool]]) -> None:
+                for owner, (start, end), (chunk, is_new) in zip(owners, spans, results, strict=True):
+                    owner.take(chunk, end - start, is_new=is_new)
+                self._free.append(memory)
+
+            packer.submit(Batch(memory, spans, done))
+        self._filling = _Filling(self._free.pop() if self._free else bytearray(self._size))
+        rest = full.fill - keep_from
+        self._filling.view[:rest] = full.view[keep_from : full.fill]
+        self._filling.fill = rest
+
+
+def store_content(packer: Packer, cutter: Cutter, refs: Buffer, size: int) -> Content:
+    """Return the content of `size` bytes that consists of these packed refs, storing a long list as chunks."""
+    packed, depth = bytes(refs), 0
+    while len(packed) > INLINE_REFS * REF_SIZE:
+        packed = bytes(_store_chunks(packer, packed, cutter.cuts(packed, final=True)))
+        depth += 1
+    return Content(size, depth, packed)
+
+
+def _store_chunks(packer: Packer, data: Buffer, ends: Sequence[int]) -> bytearray:
+    view = memoryview(data)
+    refs = bytearray()
+    start = 0
+    for end in ends:
+        refs += encode_ref(packer.store(view[start:end]), end - start)
+        start = end
+    return refs
+
+
+class MetadataStream:
+    """A stream made in memory, piece by piece: the entries of a snapshot."""
+
+    def __init__(self, cutter: Cutter, packer: Callable[[], Packer]) -> None:
+        """Begin the stream; `packer` is called when there is enough to store, or at `finish`."""
+        self._cutter, self._packer = cutter, packer
+        self._data = bytearray()
+        self._refs = bytearray()
+        self._size = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes not yet stored."""
+        return len(self._data)
+
+    def write(self, piece: bytes) -> None:
+        """Append to the stream."""
+        self._data += piece
+        self._size += len(piece)
+        if len(self._data) >= _METADATA_BUFFER:
+            self._store(final=False)
+
+    def _store(self, *, final: bool) -> None:
+        data = bytes(self._data)
+        ends = self._cutter.cuts(data, final=final)
+        self._refs += _store_chunks(self._packer(), data, ends)
+        self._data = bytearray(data[ends[-1] :] if ends else data)
+
+    def finish(self) -> Content:
+        """Store the rest; return the stream as a content."""
+        self._store(final=True)
+        return store_content(self._packer(), self._cutter, self._refs, self._size)
