@@ -29,6 +29,7 @@ PACK_SIZE = 64 * 2**20
 MAX_PACK_CHUNKS = 2**16
 MAX_BATCH_CHUNKS = 1024
 _METADATA_HELD = 8 * 2**20  # bytes of entries and lists kept back, so that they lie together in the last pack
+_ARENA_MARGIN = 4 * 2**20  # for the chunk that fills a pack, and for its footer
 _UPLOADS = 2
 
 Spans = Sequence[tuple[int, int]]
@@ -54,6 +55,20 @@ class _Coded(NamedTuple):
     chunk: ChunkId
     size: int
     blob: tuple[int, Buffer, int] | None  # codec, payload, check
+
+
+class _Results(NamedTuple):
+    """What a worker found out about a batch.
+
+    Attributes:
+        coded: its chunks.
+        used: numbers of the old packs that hold some of them.
+        own_packs: how many of the save's own packs had been closed when the worker looked.
+    """
+
+    coded: list[_Coded]
+    used: set[int]
+    own_packs: int
 
 
 class Packer:
@@ -91,7 +106,7 @@ class Packer:
         self._arenas: list[bytearray] = []
         self._held: list[_Coded] = []
         self._held_size = 0
-        self._batches: deque[tuple[Batch, Future[tuple[list[_Coded], set[int]]]]] = deque()
+        self._batches: deque[tuple[Batch, Future[_Results]]] = deque()
         self._uploads: deque[tuple[Future[None], bytearray]] = deque()
         self._coders = ThreadPoolExecutor(max(1, workers), "cas-checkpoint-code")
         self._writers = ThreadPoolExecutor(_UPLOADS, "cas-checkpoint-write")
@@ -100,6 +115,7 @@ class Packer:
         """Stop all threads; what is being written is waited for, what is not is dropped."""
         self._coders.shutdown(wait=True, cancel_futures=True)
         self._writers.shutdown(wait=True, cancel_futures=True)
+        self._arenas.clear()
 
     # --- what goes in ---
 
@@ -111,9 +127,9 @@ class Packer:
 
     def store(self, chunk: Buffer) -> ChunkId:
         """Store one chunk of metadata (entries, lists of chunks); these lie together, apart from files' data."""
-        (coded,), used = self._code(chunk, [(0, len(chunk))])
+        (coded,), used, _ = self._code(chunk, [(0, len(chunk))])
         self._used |= used
-        if self._is_new(coded):
+        if coded.blob is not None:
             self._fresh.add(coded.chunk)
             self._held.append(coded)
             self._held_size += coded.size
@@ -165,7 +181,8 @@ class Packer:
         old = found.found & ~known
         return (known | old).tolist(), set(found.packs[old].tolist())
 
-    def _code(self, buffer: Buffer, spans: Spans) -> tuple[list[_Coded], set[int]]:
+    def _code(self, buffer: Buffer, spans: Spans) -> _Results:
+        own_packs = len(self._own.packs)
         view = memoryview(buffer)
         ids = [chunk_id(view[start:end]) for start, end in spans]
         known, used = self._look_up(ids)
@@ -180,39 +197,42 @@ class Packer:
                 blob = (codec, payload, blob_check(codec, payload))
                 seen.add(chunk)
             coded.append(_Coded(chunk, end - start, blob))
-        return coded, used
+        return _Results(coded, used, own_packs)
 
     # --- in the calling thread ---
 
     def _collect(self) -> None:
         """Take the oldest batch from the workers and put its new chunks into packs."""
         batch, future = self._batches.popleft()
-        coded, used = future.result()
+        coded, used, own_packs = future.result()
         self._used |= used
+        if own_packs != len(self._own.packs):  # a pack was closed since: it may hold what was looked for in vain
+            stored = self._own.contains([item.chunk for item in coded]).tolist()
+            coded = [item._replace(blob=None) if there else item for item, there in zip(coded, stored, strict=True)]
         results = []
         for item in coded:
-            is_new = self._is_new(item)
+            is_new = item.blob is not None and item.chunk not in self._fresh
             if is_new:
                 self._fresh.add(item.chunk)
                 self._append(item)
             results.append((item.chunk, is_new))
         batch.done(results)
 
-    def _is_new(self, item: _Coded) -> bool:
-        """Decide whether a chunk is to be stored; a worker may have coded it before an earlier batch stored it."""
-        if item.blob is None or item.chunk in self._fresh:
-            return False
-        return not len(self._own) or not bool(self._own.contains([item.chunk])[0])
-
     def _append(self, item: _Coded) -> None:
         if item.blob is None:
             return
         if self._builder is None:
-            self._builder = PackBuilder(self._new_pack(), self._arenas.pop() if self._arenas else None)
+            self._builder = PackBuilder(self._new_pack(), self._arena())
         codec, payload, check = item.blob
         self._builder.add(item.chunk, codec, payload, item.size, check)
         if self._knowledge and (self._builder.size >= PACK_SIZE or len(self._builder) >= MAX_PACK_CHUNKS):
             self._close_pack()
+
+    def _arena(self) -> bytearray:
+        """Return memory for a pack; pages that stay unused cost nothing."""
+        if self._arenas:
+            return self._arenas.pop()
+        return bytearray(PACK_SIZE + _ARENA_MARGIN if self._knowledge else 0)
 
     def _release_held(self) -> None:
         held, self._held, self._held_size = self._held, [], 0

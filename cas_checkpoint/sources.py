@@ -1,7 +1,7 @@
 """What is saved: walking a source in the order of a manifest.
 
-Here it is found out what the caller gave: a path, bytes, a reader, or a mapping of these. Trees on the disk are walked by
-`trees`, files and readers are read by `readers`.
+Here it is found out what the caller gave: a path, bytes, a reader, or a mapping of these. Trees on the disk are walked
+by `trees`, files and readers are read by `readers`.
 """
 
 from __future__ import annotations
