@@ -15,11 +15,12 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import Final
 
-from cas_checkpoint.errors import RestoreError
+from cas_checkpoint.errors import InvalidArgument, RestoreError, TargetObstructed
 
-__all__ = ["Directories", "restore_error"]
+__all__ = ["Directories", "join_place", "open_root", "restore_error"]
 
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ROOT_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # it may be a symlink
 _ATTEMPTS: Final = 8
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _ADVICE: Final = {
@@ -35,6 +36,7 @@ _ADVICE: Final = {
     errno.EMLINK: "restore to a file system that takes more links to one file",
     errno.EMFILE: "raise the limit of open files (ulimit -n) and restore again",
     errno.EBUSY: "unmount what is mounted there",
+    errno.EXDEV: "no hard link leads to another file system: unmount what is mounted within the target",
 }
 
 
@@ -43,6 +45,34 @@ def restore_error(place: str, error: OSError) -> RestoreError:
     advice = _ADVICE.get(error.errno or 0, "see that nothing else changes the target, and restore again")
     shown = place.encode("utf-8", "backslashreplace").decode("utf-8")
     return RestoreError(f"{shown}: cannot be restored ({error.strerror or error}); {advice}")
+
+
+def join_place(place: str, path: bytes) -> str:
+    """Return what messages call `path` below the target at `place`."""
+    return f"{place}/{os.fsdecode(path)}" if path else place
+
+
+def open_root(place: str) -> tuple[bool, int]:
+    """Open the root of a target, making it and its parents if need be; tell whether it was made, and its descriptor.
+
+    Raises:
+        TargetObstructed: there is something else than a directory.
+        RestoreError: the system refuses.
+        InvalidArgument: no path at all.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            return False, os.open(place, _ROOT_FLAGS)
+        os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
+        os.mkdir(place)
+        return True, os.open(place, _ROOT_FLAGS)
+    except (NotADirectoryError, FileExistsError) as error:
+        message = f"{place}: is not a directory, or lies below something that is not; restore somewhere else"
+        raise TargetObstructed(message) from error
+    except OSError as error:
+        raise restore_error(place, error) from error
+    except ValueError as error:
+        raise InvalidArgument(f"not a path: {place!r} ({error})") from error
 
 
 class Directories:
@@ -77,7 +107,7 @@ class Directories:
             self._open.move_to_end(path)
             return fd
         reached, fd = self._nearest(path)
-        for name in path[len(reached) :].lstrip(b"/").split(b"/"):
+        for name in path[len(reached) + 1 if reached else 0 :].split(b"/"):
             reached = b"%b/%b" % (reached, name) if reached else name
             fd = self._enter(fd, name, reached, create=create)
             self._open[reached] = fd
@@ -86,11 +116,11 @@ class Directories:
         return fd
 
     def forget(self, path: bytes) -> None:
-        """Take note that the directory at `path`, with all below it, is not there any more."""
-        for known in [known for known in self._open if _is_within(known, path)]:
-            os.close(self._open.pop(known))
-        for known in [known for known in self._modes if _is_within(known, path)]:
-            del self._modes[known]
+        """Take note that the directory at `path`, empty before, was removed."""
+        self._modes.pop(path, None)
+        fd = self._open.pop(path, None)
+        if fd is not None:
+            os.close(fd)
 
     def settled(self, path: bytes) -> None:
         """Take note that the directory at `path` has its final mode."""
@@ -103,9 +133,12 @@ class Directories:
                 with suppress(OSError):  # somebody removed it
                     os.chmod(self.open(path, create=False), self._modes[path])
         finally:
-            for fd in (self._root, *self._open.values()):
-                os.close(fd)
-            self._open.clear()
+            self._modes.clear()
+            while self._open:
+                os.close(self._open.popitem()[1])
+            if self._root >= 0:
+                os.close(self._root)
+                self._root = -1
 
     def _nearest(self, path: bytes) -> tuple[bytes, int]:
         """Return the closest open directory above `path`."""
@@ -120,16 +153,12 @@ class Directories:
     def _enter(self, parent: int, name: bytes, path: bytes, *, create: bool) -> int:
         """Open the directory `name`; another process may undo each step, so each may take another attempt."""
         created = False
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             try:
-                fd = os.open(name, _FLAGS, dir_fd=parent)
+                return self._prepare(os.open(name, _FLAGS, dir_fd=parent), path, created=created)
             except OSError as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise
                 created |= self._overcome(error, parent, name, path, create=create)
-            else:
-                return self._prepare(fd, path, created=created)
-        raise AssertionError  # pragma: no cover -- the last attempt returned or raised
+        return self._prepare(os.open(name, _FLAGS, dir_fd=parent), path, created=created)
 
     def _overcome(self, error: OSError, parent: int, name: bytes, path: bytes, *, create: bool) -> bool:
         """Remove the cause of `error`, if we may; tell whether a directory was made."""
@@ -146,16 +175,33 @@ class Directories:
             raise error
         return False
 
+    def _unlock(self, error: OSError, parent: int, name: bytes, path: bytes) -> None:
+        """Let the owner into a directory that cannot even be opened; raise `error` if it is not ours."""
+        if sys.platform == "linux":  # it changes no mode by name without following symlinks
+            handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                mode = self._locked_mode(error, os.fstat(handle))
+                os.chmod(f"/proc/self/fd/{handle}", mode | stat.S_IRWXU)
+            finally:
+                os.close(handle)
+        else:
+            mode = self._locked_mode(error, os.stat(name, dir_fd=parent, follow_symlinks=False))
+            os.chmod(name, mode | stat.S_IRWXU, dir_fd=parent, follow_symlinks=False)
+        self._modes.setdefault(path, mode)
+
+    def _locked_mode(self, error: OSError, status: os.stat_result) -> int:
+        mode = stat.S_IMODE(status.st_mode)
+        if status.st_uid != self._user or mode & stat.S_IRWXU == stat.S_IRWXU:
+            raise error
+        return mode
+
     def _prepare(self, fd: int, path: bytes, *, created: bool) -> int:
-        """Give a directory the mode that it has while we work; return its descriptor."""
-        try:
-            status = os.fstat(fd)
-            mode = stat.S_IMODE(status.st_mode)
-            working = mode | stat.S_IRWXU
-            if created:
-                working &= ~_OTHERS
-            ours = self._user not in (0, status.st_uid)  # root needs no permission
-        except BaseException:
-            os.close(fd)
-            raise
+        """Give an open directory the mode that it needs while we work; return its descriptor."""
+        status = os.fstat(fd)
+        mode = stat.S_IMODE(status.st_mode)
+        working = (mode & ~_OTHERS if created else mode) | stat.S_IRWXU
+        if working != mode and (created or status.st_uid == self._user != 0):  # root needs no permission
+            with suppress(OSError):  # a file system without modes; if it matters, the next call says so
+                os.chmod(fd, working)
+                self._modes.setdefault(path, mode)
         return fd
