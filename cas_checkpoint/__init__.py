@@ -1,0 +1,1 @@
+"""A content-addressed snapshot store for model checkpoints and backups. The public interface, and nothing else."""

@@ -68,8 +68,6 @@ def read_index_footers(backend: Backend, name: TransactionId, wanted: frozenset[
     else:
         body = memoryview(backend.get_range(index_key(name), start, end - start))
     try:
-        return [
-            parse_footer(body[section.offset - start :][: section.size], pack=section.pack) for section in sections
-        ]
+        return [parse_footer(body[section.offset - start :][: section.size], pack=section.pack) for section in sections]
     except DamagedObject as error:
         raise DamagedObject(error.reason, key=index_key(name)) from error

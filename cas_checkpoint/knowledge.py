@@ -54,7 +54,8 @@ class Knowledge:
         """Learn the packs listed by the index object `home`, known to exist at `date`."""
         with self._lock:
             self._learned.add(home)
-            fresh = [footer for footer in footers if footer.pack not in self._homes and footer.pack not in self._without]
+            passed_over = self._homes.keys() | self._without
+            fresh = [footer for footer in footers if footer.pack not in passed_over]
             for footer in fresh:
                 self._homes[footer.pack] = (home, date)
             self.index.add(fresh)
@@ -65,9 +66,9 @@ class Knowledge:
         An index object that is gone, damaged or too new is passed over.
         """
         listed = {
-            TransactionId(bytes.fromhex(name)): info.size
+            TransactionId(bytes.fromhex(text)): info.size
             for info in backend.list(_INDEX_PREFIX)
-            if is_hex_id(name := info.key.removeprefix(_INDEX_PREFIX))
+            if is_hex_id(text := info.key.removeprefix(_INDEX_PREFIX))
         }
         ordered = [name for name in dict.fromkeys(first) if name in listed]
         ordered += sorted(listed.keys() - set(ordered))

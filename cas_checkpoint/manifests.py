@@ -14,7 +14,16 @@ from typing import Any, Final, NamedTuple
 from cas_checkpoint.codecs import MAX_CHUNK_SIZE
 from cas_checkpoint.errors import DamagedObject, InvalidArgument
 from cas_checkpoint.ids import CHUNK_ID_SIZE, RANDOM_ID_SIZE, Buffer, ChunkId, PackId, StoreId, TransactionId
-from cas_checkpoint.records import MAX_ITEMS, MAX_RECORD_SIZE, Fields, Kind, decode_record, encode_record, pack_value, unpack_value
+from cas_checkpoint.records import (
+    MAX_ITEMS,
+    MAX_RECORD_SIZE,
+    Fields,
+    Kind,
+    decode_record,
+    encode_record,
+    pack_value,
+    unpack_value,
+)
 
 __all__ = [
     "INLINE_REFS",
@@ -53,6 +62,7 @@ REF_SIZE = _REF.size
 _EXTENT: Final = struct.Struct("<QQ")
 _PACK_REF: Final = struct.Struct(f"<{RANDOM_ID_SIZE}s{RANDOM_ID_SIZE}s")
 _ENTRY_SIZE: Final = struct.Struct("<I")
+_MODE_BITS: Final = 0o7777
 
 
 class ChunkRef(NamedTuple):
@@ -267,7 +277,7 @@ def decode_entry(data: Buffer) -> Entry:
         raise DamagedObject("an entry that does not have the seven fields of an entry") from error
     if type(path) is not bytes or type(mode) is not int or type(mtime_ns) is not int or type(size) is not int:
         raise DamagedObject("an entry whose fields are of other types")
-    if not 0 <= mode <= 0o7777 or not -(2**63) <= mtime_ns < 2**63 or not 0 <= size < 2**63:
+    if not 0 <= mode <= _MODE_BITS or not -(2**63) <= mtime_ns < 2**63 or not 0 <= size < 2**63:
         raise DamagedObject(f"an entry with an impossible mode, time or size: {path[:200]!r}")
     if path or entry_type is not EntryType.DIRECTORY:
         _check_stored_path(path)

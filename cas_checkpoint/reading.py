@@ -73,9 +73,7 @@ class Request(NamedTuple):
 class SnapshotReader:
     """Reads one committed snapshot. Safe to use from several threads."""
 
-    def __init__(
-        self, backend: Backend, record: Commit, *, footers: Mapping[PackId, Footer] | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, record: Commit, *, footers: Mapping[PackId, Footer] | None = None) -> None:
         """Take the snapshot's commit; nothing else is read yet.
 
         Args:
@@ -216,7 +214,8 @@ class SnapshotReader:
             )
         wrong = np.flatnonzero(found.plain_sizes != np.fromiter((ref.size for ref in refs), np.uint32, len(refs)))
         if len(wrong):
-            raise DamagedObject(f"the chunk {refs[int(wrong[0])].chunk.hex()} is listed with two sizes", key=str(self.key))
+            chunk = refs[int(wrong[0])].chunk
+            raise DamagedObject(f"the chunk {chunk.hex()} is listed with two sizes", key=str(self.key))
         order = np.lexsort((found.offsets, found.packs))
         columns = zip(
             *(column[order].tolist() for column in found[1:]),

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from cas_checkpoint._version import __version__
 from cas_checkpoint.codecs import Decoder, Encoder
-from cas_checkpoint.errors import DamagedObject, UnsupportedStore
+from cas_checkpoint.errors import DamagedObject, InvalidArgument, UnsupportedStore
 from cas_checkpoint.ids import Buffer, digest
 
 __all__ = [
@@ -121,8 +121,8 @@ def encode_record(kind: Kind, body: Mapping[str, object], *, limit: int = MAX_RE
     """Return the record of `kind` with the given body, of at most `limit` plain bytes."""
     plain = pack_value(dict(body))
     if len(plain) > limit:
-        raise UnsupportedStore(
-            f"a record of kind {kind.value!r} would have {len(plain)} bytes; the format allows {limit}: save less at once"
+        raise InvalidArgument(
+            f"a record of kind {kind.value!r} would have {len(plain)} bytes; at most {limit} are possible: save less"
         )
     content = make_head(kind) + _SIZE.pack(len(plain)) + Encoder(level=_RECORD_LEVEL).blob(plain)
     return content + digest((content,))

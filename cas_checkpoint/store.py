@@ -23,7 +23,6 @@ from cas_checkpoint.errors import (
     ObjectNotFound,
     SnapshotNotFound,
     StoreNotFound,
-    UnsupportedStore,
 )
 from cas_checkpoint.headers import HEADER_KEY, Header, check_features
 from cas_checkpoint.ids import PackId, StoreId, TransactionId
@@ -33,7 +32,7 @@ from cas_checkpoint.records import MAX_ITEMS
 from cas_checkpoint.restoring import RestoreResult, restore
 from cas_checkpoint.saving import OnError, SaveOptions, Saver
 from cas_checkpoint.snapshots import PathArgument, Snapshot, entry_path
-from cas_checkpoint.sources import Source, source_directories
+from cas_checkpoint.sources import Source
 from cas_checkpoint.transactions import list_commits, list_marks, random_id, read_commit, read_header
 from cas_checkpoint.verifying import VerifyReport, verify
 
@@ -212,11 +211,14 @@ class Store:
 
     def _check_outside(self, source: Source) -> None:
         """Refuse to save a directory that holds the store itself."""
-        if isinstance(self._backend, LocalBackend):
-            root = os.path.realpath(self._backend.root)
-            for directory in source_directories(source):
-                if os.path.commonpath([root, os.path.realpath(directory)]) == os.path.realpath(directory):
-                    raise InvalidArgument(f"the store {root} lies within {directory}, which is to be saved; move it out")
+        if not isinstance(self._backend, LocalBackend):
+            return
+        root = os.path.realpath(self._backend.root)
+        for value in source.values() if isinstance(source, Mapping) else [source]:
+            if isinstance(value, (str, os.PathLike)):
+                place = os.path.realpath(value)
+                if os.path.commonpath([root, place]) == place:
+                    raise InvalidArgument(f"the store {root} lies within {place}, which is to be saved; move it out")
 
     def _learn(self, series: str, condemned: frozenset[PackId]) -> Knowledge:
         """Return what is known to be in the store, read as far as it is new."""
@@ -311,7 +313,8 @@ class Store:
             return self._in_series(series if at else "default", which)
         if len(ref) < _MIN_PREFIX or not set(ref) <= set("0123456789abcdef"):
             raise SnapshotNotFound(
-                f"{ref!r} is no snapshot: give an id, at least {_MIN_PREFIX} digits of one, latest, SERIES@latest or SERIES@N"
+                f"{ref!r} is no snapshot: give an id, at least {_MIN_PREFIX} digits of one, latest, SERIES@latest "
+                "or SERIES@N"
             )
         keys = [key for key in list_commits(self._backend) if key.transaction.hex().startswith(ref)]
         return self._only(ref, keys, "'list' shows all there are")

@@ -22,8 +22,8 @@ from cas_checkpoint.commits import (
     series_prefix,
 )
 from cas_checkpoint.errors import DamagedObject, InvalidArgument, ObjectNotFound, SaveAborted, UnsupportedStore
-from cas_checkpoint.ids import RANDOM_ID_SIZE, PackId, StoreId, is_hex_id
 from cas_checkpoint.headers import HEADER_KEY, MAX_HEADER_SIZE, Header
+from cas_checkpoint.ids import RANDOM_ID_SIZE, PackId, StoreId, is_hex_id
 from cas_checkpoint.marks import MARKS_PREFIX, MAX_MARK_SIZE, Mark, mark_key, parse_mark_key
 
 __all__ = [

@@ -180,13 +180,13 @@ class MemoryBackend(FsspecBackend):
 
     _lock: Final = threading.Lock()
 
-    atomic_create = True  # type: ignore[assignment]
+    atomic_create = True
 
     def _create(self, file_system: Any, path: str, data: bytes) -> None:  # noqa: ANN401 -- fsspec has no types
         with self._lock:
             super()._create(file_system, path, data)
 
-    def _prepare(self, file_system: Any, path: str) -> None:
+    def _prepare(self, file_system: Any, path: str) -> None:  # noqa: ANN401 -- fsspec has no types
         """Do nothing: directories in memory are made by what lies in them."""
 
 
@@ -194,5 +194,3 @@ def _joined(parts: Sequence[Buffer]) -> bytes:
     if len(parts) == 1 and isinstance(parts[0], bytes):
         return parts[0]
     return b"".join(parts)
-
-

@@ -36,9 +36,7 @@ def link_exclusively(temporary: str, path: str) -> bool:
 def _rename_exclusively(temporary: str, path: str) -> bool:
     """Rename without replacing, by the system call that Python does not offer."""
     library = ctypes.CDLL(None, use_errno=True)
-    name, flag = (
-        ("renameatx_np", _DARWIN_EXCLUSIVE) if sys.platform == "darwin" else ("renameat2", _LINUX_NO_REPLACE)
-    )
+    name, flag = ("renameatx_np", _DARWIN_EXCLUSIVE) if sys.platform == "darwin" else ("renameat2", _LINUX_NO_REPLACE)
     function = getattr(library, name, None)
     if function is None:
         raise OSError(errno.ENOSYS, "the file system has no hard links, and the system no exclusive rename", path)

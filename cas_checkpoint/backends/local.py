@@ -177,7 +177,7 @@ class LocalBackend(Backend):
                     with suppress(ObjectNotFound), _told("list", key):
                         yield ObjectInfo(key, item.stat(follow_symlinks=False).st_size)
 
-    def _scan(self, relative: str) -> list[tuple[os.DirEntry[str], str]]:
+    def _scan(self, relative: str) -> Sequence[tuple[os.DirEntry[str], str]]:
         """Return what one directory holds under valid keys."""
         with suppress(ObjectNotFound), _told("list", relative), os.scandir(os.path.join(self.root, relative)) as items:
             named = [(item, f"{relative}/{item.name}" if relative else item.name) for item in items]
