@@ -1,1 +1,119 @@
-"""A content-addressed snapshot store for model checkpoints and backups. The public interface, and nothing else."""
+"""A content-addressed snapshot store for model checkpoints and backups.
+
+This is the whole public interface, and nothing else. Every name is loaded when it is first asked for, so that importing
+the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cas_checkpoint._version import __version__
+    from cas_checkpoint.checkpointer import Checkpoint, SyncCheckpoint
+    from cas_checkpoint.commits import SaveStats
+    from cas_checkpoint.errors import (
+        AmbiguousReference,
+        CasCheckpointError,
+        DamagedObject,
+        DamagedStore,
+        EntryNotFound,
+        InvalidArgument,
+        InvalidArgumentType,
+        MissingObject,
+        NotASingleFile,
+        NotAStore,
+        ObjectNotFound,
+        RestoreError,
+        SaveAborted,
+        SnapshotForgotten,
+        SnapshotNotFound,
+        SourceChanged,
+        SourceError,
+        SourceNotFound,
+        SourceUnreadable,
+        StorageError,
+        StoreNotFound,
+        TargetObstructed,
+        UnsupportedStore,
+    )
+    from cas_checkpoint.manifests import Entry, EntryType, Owner
+    from cas_checkpoint.monitor import Monitor, Notice
+    from cas_checkpoint.restoring import RestoreResult
+    from cas_checkpoint.snapshots import Snapshot
+    from cas_checkpoint.store import Store, StoreInfo
+    from cas_checkpoint.verifying import AffectedPath, Problem, VerifyReport
+
+__all__ = [
+    "AffectedPath",
+    "AmbiguousReference",
+    "CasCheckpointError",
+    "Checkpoint",
+    "DamagedObject",
+    "DamagedStore",
+    "Entry",
+    "EntryNotFound",
+    "EntryType",
+    "InvalidArgument",
+    "InvalidArgumentType",
+    "MissingObject",
+    "Monitor",
+    "NotASingleFile",
+    "NotAStore",
+    "Notice",
+    "ObjectNotFound",
+    "Owner",
+    "Problem",
+    "RestoreError",
+    "RestoreResult",
+    "SaveAborted",
+    "SaveStats",
+    "Snapshot",
+    "SnapshotForgotten",
+    "SnapshotNotFound",
+    "SourceChanged",
+    "SourceError",
+    "SourceNotFound",
+    "SourceUnreadable",
+    "StorageError",
+    "Store",
+    "StoreInfo",
+    "StoreNotFound",
+    "SyncCheckpoint",
+    "TargetObstructed",
+    "UnsupportedStore",
+    "VerifyReport",
+    "__version__",
+]
+
+_HOMES = {
+    "__version__": "_version",
+    "Checkpoint": "checkpointer",
+    "SyncCheckpoint": "checkpointer",
+    "SaveStats": "commits",
+    "Entry": "manifests",
+    "EntryType": "manifests",
+    "Owner": "manifests",
+    "Monitor": "monitor",
+    "Notice": "monitor",
+    "RestoreResult": "restoring",
+    "Snapshot": "snapshots",
+    "Store": "store",
+    "StoreInfo": "store",
+    "AffectedPath": "verifying",
+    "Problem": "verifying",
+    "VerifyReport": "verifying",
+}  # all else: errors
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -93,15 +93,16 @@ class Saver:
             SourceError: something could not be saved and `on_error` is "fail"; nothing was committed.
             SaveAborted: collectors kept deleting what the save relied on; nothing was committed.
         """
-        started = time.monotonic()
+        started, now_ns = time.monotonic(), time.time_ns()
+        walker = Walker(source, owner=self.options.owner, now_ns=now_ns, problem=self.problem, notice=self.notice)
         sequence = next_sequence(list_commits(self.backend, self.options.series))
         condemned: frozenset[PackId] = frozenset()
         for _ in range(_MAX_ATTEMPTS):
             self.notices.clear()
             key = CommitKey(self.options.series, sequence, TransactionId(random_id()))
-            attempt = _Attempt(self, key, started, condemned)
+            attempt = _Attempt(self, key, started=started, now_ns=now_ns, condemned=condemned)
             try:
-                record = attempt.write(source)
+                record = attempt.write(walker)
                 if record is not None:
                     commit(self.backend, record)
                     return record
@@ -118,6 +119,12 @@ class Saver:
         self.notices.append(notice)
         self.monitor.warning(notice)
 
+    def problem(self, error: SourceError) -> None:
+        """Deal with something that cannot be saved, as the caller asked."""
+        if self.options.on_error == "fail":
+            raise error
+        self.notice(Notice("", f"{error} (left out)"))
+
 
 class _Pending(NamedTuple):
     """An entry that waits for its content, and for the entries before it."""
@@ -129,10 +136,12 @@ class _Pending(NamedTuple):
 class _Attempt:
     """One run through the source, up to the manifest."""
 
-    def __init__(self, saver: Saver, key: CommitKey, started: float, condemned: frozenset[PackId]) -> None:
+    def __init__(
+        self, saver: Saver, key: CommitKey, *, started: float, now_ns: int, condemned: frozenset[PackId]
+    ) -> None:
         self.condemned = condemned
-        self._saver, self._backend, self._key, self._started = saver, saver.backend, key, started
-        self._now_ns = time.time_ns()
+        self._saver, self._backend, self._key = saver, saver.backend, key
+        self._started, self._now_ns = started, now_ns
         self._packer: Packer | None = None
         self._knowledge: Knowledge | None = None
         self._packs: list[PackId] = []
@@ -146,10 +155,10 @@ class _Attempt:
 
     # --- the protocol ---
 
-    def write(self, source: Source) -> Commit | None:
+    def write(self, walker: Walker) -> Commit | None:
         """Write everything but the commit; return the commit to make, None if packs that were relied on are going."""
         try:
-            self._read(source)
+            self._read(walker)
             packer = self._packing(small=self._is_small())
             self._streams.flush()
             packer.settle()
@@ -257,12 +266,8 @@ class _Attempt:
 
     # --- entries ---
 
-    def _read(self, source: Source) -> None:
+    def _read(self, walker: Walker) -> None:
         """Read everything that is to be saved, in the order of the entries."""
-        saver = self._saver
-        walker = Walker(
-            source, owner=saver.options.owner, now_ns=self._now_ns, problem=self._problem, notice=saver.notice
-        )
         for item in walker:
             pending = self._read_item(item)
             if pending is None:
@@ -283,14 +288,9 @@ class _Attempt:
             finally:
                 reader.close()
         except SourceError as error:
-            self._problem(error)
+            self._saver.problem(error)
             return None
         return _Pending(item.entry._replace(size=size, extents=reader.extents), stream)
-
-    def _problem(self, error: SourceError) -> None:
-        if self._saver.options.on_error == "fail":
-            raise error
-        self._saver.notice(Notice("", f"{error} (left out)"))
 
     def _emit(self) -> None:
         """Write the entries whose turn has come."""

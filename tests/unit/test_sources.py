@@ -293,7 +293,9 @@ def test_hard_links_across_the_values_of_a_mapping(tmp_path: Path) -> None:
     assert entries[b"two"].target == b"one"
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "..", "a/../b", ".", "a\0b", "a" * (MAX_PATH_SIZE + 1), "\ud800"])
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "a//b", "..", "a/../b", ".", "a\0b", "a" * (MAX_PATH_SIZE + 1), "\ud800"]
+)
 def test_mapping_with_a_forbidden_path(key: str) -> None:
     with pytest.raises(InvalidArgument):
         Walk({key: b""})
@@ -466,11 +468,15 @@ def test_extended_attributes_that_cannot_be_had(tmp_path: Path, monkeypatch: pyt
 def test_too_many_extended_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "f").write_bytes(b"")
-    monkeypatch.setattr(trees_module, "read_xattrs", lambda _: {b"user.%d" % number: bytes(60000) for number in range(16)})
+    monkeypatch.setattr(
+        trees_module, "read_xattrs", lambda _: {b"user.%d" % number: bytes(60000) for number in range(16)}
+    )
     found = Walk(tmp_path)
     assert not found.entries
     assert isinstance(found.problems[0], SourceUnreadable)
-    monkeypatch.setattr(trees_module, "read_xattrs", lambda _: {b"user.%d" % number: bytes(60000) for number in range(15)})
+    monkeypatch.setattr(
+        trees_module, "read_xattrs", lambda _: {b"user.%d" % number: bytes(60000) for number in range(15)}
+    )
     for entry in Walk(tmp_path).entries.values():
         encode_entry(entry)
     monkeypatch.setattr(trees_module, "read_xattrs", lambda _: {b"user.%d" % number: b"" for number in range(5000)})
@@ -511,7 +517,9 @@ class Later:
 
 # --- order and shape ----------------------------------------------------------------------------
 
-NAMES = st.binary(min_size=1, max_size=6).filter(lambda name: b"/" not in name and b"\0" not in name and name.strip(b"."))
+NAMES = st.binary(min_size=1, max_size=6).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name.strip(b".")
+)
 HOSTILE = st.sampled_from([b"a", b"a!", b"a\x01", b"a.", b"-rf", b"\n", b"\xff\xfe", b" ", b"..a", b"a" * 255, b"*"])
 TREES = st.recursive(
     st.binary(max_size=3), lambda inner: st.dictionaries(HOSTILE | NAMES, inner, max_size=5), max_leaves=25
@@ -684,7 +692,9 @@ def test_file_that_changes_before_it_is_opened(tmp_path: Path, how: str) -> None
 def change(path: Path, how: str) -> None:
     if how in ("symlink", "fifo", "directory"):
         path.unlink()
-        {"symlink": lambda: path.symlink_to("/etc/passwd"), "fifo": lambda: os.mkfifo(path), "directory": path.mkdir}[how]()
+        {"symlink": lambda: path.symlink_to("/etc/passwd"), "fifo": lambda: os.mkfifo(path), "directory": path.mkdir}[
+            how
+        ]()
     elif how == "other":
         other = path.with_name("other")
         other.write_bytes(b"new")

@@ -1,0 +1,40 @@
+"""The progress bars themselves. Imported only when they are shown, as it imports rich."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from cas_checkpoint.cli.progress import Totals
+
+__all__ = ["Bars"]
+
+
+class Bars(Progress):
+    """Bars that read their lengths from `Totals` whenever they are drawn."""
+
+    def __init__(self, totals: Totals, *, read: str, wrote: str) -> None:
+        """Prepare the bars that have a title."""
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._totals = totals
+        sizes: list[tuple[str, Callable[[], int]]] = [
+            (read, lambda: totals.read_size),
+            (wrote, lambda: totals.written_size),
+        ]
+        self._sizes = {self.add_task(title, total=None): size for title, size in sizes if title}
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Draw the bars as things stand."""
+        for task, size in getattr(self, "_sizes", {}).items():  # rich draws once before there is a task
+            self.update(task, completed=size(), total=self._totals.total_size)
+        return super().get_renderables()

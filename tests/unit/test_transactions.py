@@ -1,0 +1,298 @@
+"""The protocol's steps, and a save beside collectors: marks are written by hand, as a collector writes them."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+
+from cas_checkpoint.backends import LocalBackend
+from cas_checkpoint.commits import Commit, CommitKey, State, index_key, manifest_key, pack_key
+from cas_checkpoint.errors import DamagedObject, InvalidArgument, SaveAborted, UnsupportedStore
+from cas_checkpoint.ids import PackId, StoreId, TransactionId
+from cas_checkpoint.marks import Mark, mark_key
+from cas_checkpoint.store import Store
+from cas_checkpoint.transactions import (
+    MarkTable,
+    commit,
+    condemned_packs,
+    list_commits,
+    list_marks,
+    next_sequence,
+    read_commit,
+)
+
+COLLECTION = TransactionId(b"g" * 16)
+BIG = os.urandom(300_000)  # more than a commit carries
+
+
+@pytest.fixture
+def backend(tmp_path):
+    return LocalBackend(tmp_path / "store", durable=False)
+
+
+@pytest.fixture
+def store(backend):
+    return Store.open(backend.root, create=True, durable=False)
+
+
+def pack(number: int) -> PackId:
+    return PackId(bytes([number]) * 16)
+
+
+def put_mark(backend, number, *packs):
+    assert backend.put_if_absent(mark_key(number), Mark(COLLECTION, frozenset(packs)).encode())
+
+
+def close_mark(backend, number):
+    assert backend.put_if_absent(mark_key(number, closed=True), Mark(COLLECTION, frozenset()).encode())
+
+
+def packs_of(snapshot):
+    return {ref.pack for ref in snapshot.reader().manifest().packs}
+
+
+# --- the base -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed", "base"),
+    [((), (), 0), ((), (1, 2), 2), ((3,), (1, 2), 2), ((2,), (1, 3), 1), ((1, 4), (2, 3), 0)],
+)
+def test_the_base_is_before_the_lowest_open_mark_or_else_the_latest(backend, opened, closed, base):
+    for number in (*opened, *closed):
+        put_mark(backend, number)
+    for number in closed:
+        close_mark(backend, number)
+
+    assert list_marks(backend) == MarkTable(opened, closed)
+    assert list_marks(backend).base == base
+
+
+def test_a_closing_object_without_its_mark_counts_as_closed(backend):
+    close_mark(backend, 7)
+
+    assert list_marks(backend) == MarkTable((), (7,))
+
+
+# --- condemned packs ----------------------------------------------------------------------------
+
+
+def test_only_open_marks_above_the_base_condemn(backend):
+    put_mark(backend, 1, pack(1))
+    put_mark(backend, 2, pack(2), pack(3))
+
+    assert condemned_packs(backend, 1, [pack(1), pack(2), pack(4)]) == {pack(2)}
+    assert condemned_packs(backend, 2, [pack(1), pack(2)]) == frozenset()
+
+
+def test_after_a_closed_mark_packs_must_still_exist(backend):
+    backend.put(pack_key(pack(1)), [b"x"])
+    put_mark(backend, 1, pack(2))
+    close_mark(backend, 1)
+
+    assert condemned_packs(backend, 0, [pack(1), pack(2)]) == {pack(2)}
+    assert condemned_packs(backend, 1, [pack(1), pack(2)]) == frozenset()
+
+
+def test_after_marks_that_were_removed_packs_must_still_exist(backend):
+    backend.put(pack_key(pack(1)), [b"x"])
+    put_mark(backend, 5)
+
+    assert condemned_packs(backend, 3, [pack(1), pack(2)]) == {pack(2)}
+    assert condemned_packs(backend, 4, [pack(1), pack(2)]) == frozenset()
+
+
+def test_who_relies_on_nothing_looks_at_nothing(backend):
+    backend.put(mark_key(1), [b"not a mark at all"])
+
+    assert condemned_packs(backend, 0, []) == frozenset()
+
+
+def test_a_damaged_mark_stops_a_save_that_cannot_tell_what_it_condemns(backend):
+    backend.put(mark_key(1), [b"not a mark at all"])
+
+    with pytest.raises(DamagedObject, match=mark_key(1)):
+        condemned_packs(backend, 0, [pack(1)])
+
+
+# --- commits ------------------------------------------------------------------------------------
+
+
+def test_an_aborted_transaction_cannot_commit(backend):
+    key = CommitKey("default", 1, TransactionId(b"t" * 16))
+    store_id = StoreId(b"s" * 16)
+    assert backend.put_if_absent(str(key), Commit(State.ABORTED, store_id, key).encode())
+
+    with pytest.raises(SaveAborted, match="no snapshot was made"):
+        commit(backend, Commit(State.COMMITTED, store_id, key, manifest_digest=b"d" * 32))
+    with pytest.raises(InvalidArgument):
+        commit(backend, Commit(State.ABORTED, store_id, key))
+
+
+def test_the_next_number_counts_aborted_commits(backend):
+    key = CommitKey("a/B", 41, TransactionId(b"t" * 16))
+    backend.put_if_absent(str(key), Commit(State.ABORTED, StoreId(b"s" * 16), key).encode())
+    backend.put("commits/foreign", [b"x"])
+
+    assert list(list_commits(backend)) == [key]
+    assert next_sequence(list_commits(backend, "a/B")) == 42
+    assert next_sequence(list_commits(backend, "other")) == 1
+    with pytest.raises(InvalidArgument, match="full"):
+        next_sequence([CommitKey("a", 10**16 - 1, key.transaction)])
+
+
+def test_a_commit_must_lie_where_it_says_and_belong_to_the_store(backend):
+    key = CommitKey("default", 1, TransactionId(b"t" * 16))
+    data = Commit(State.ABORTED, StoreId(b"s" * 16), key).encode()
+    moved = key._replace(sequence=2)
+    backend.put_if_absent(str(key), data)
+    backend.put_if_absent(str(moved), data)
+    newer = key._replace(sequence=3)
+    backend.put_if_absent(str(newer), data[:9] + b"\x02" + data[10:])
+
+    assert read_commit(backend, key, StoreId(b"s" * 16)).state is State.ABORTED
+    with pytest.raises(DamagedObject, match="is the commit"):
+        read_commit(backend, moved, StoreId(b"s" * 16))
+    with pytest.raises(DamagedObject, match="belongs to the store"):
+        read_commit(backend, key, StoreId(b"o" * 16))
+    with pytest.raises(UnsupportedStore, match=str(newer)):
+        read_commit(backend, newer, StoreId(b"s" * 16))
+
+
+# --- a save beside a collector ------------------------------------------------------------------
+
+
+class Interfering(LocalBackend):
+    """Does something once, just after the manifest of a save was written."""
+
+    def __init__(self, root, action):
+        super().__init__(root, durable=False)
+        self.action = action
+
+    def put(self, key, parts):
+        super().put(key, parts)
+        if key.startswith("manifests/") and self.action:
+            action, self.action = self.action, None
+            action(self)
+
+
+def interfered(store, action):
+    """Return a view of the store in which `action` happens after the next manifest."""
+    changed = Store.open(store.url, durable=False)
+    changed._backend = Interfering(store.url, action)
+    return changed
+
+
+def test_a_save_that_relies_on_a_condemned_pack_stores_its_chunks_again(store):
+    first = store.save(BIG)
+    (condemned,) = packs_of(first)
+
+    second = interfered(store, lambda backend: put_mark(backend, 1, condemned)).save(BIG)
+
+    assert condemned not in packs_of(second)
+    assert second.stats.bytes_new == len(BIG)
+    assert second.read_bytes("_dst_cp") == BIG
+    store._backend.delete(pack_key(condemned))
+    assert second.read_bytes("_dst_cp") == BIG
+    assert len(list(store._backend.list("manifests/"))) == 2  # the one given up is gone
+
+
+def test_a_save_whose_pack_was_deleted_meanwhile_stores_its_chunks_again(store):
+    first = store.save(BIG)
+    (condemned,) = packs_of(first)
+
+    def collect(backend):
+        put_mark(backend, 1, condemned)
+        backend.delete(pack_key(condemned))
+        backend.delete(index_key(TransactionId(bytes.fromhex(first.id))))
+        close_mark(backend, 1)
+
+    second = interfered(store, collect).save(BIG)
+
+    assert second.read_bytes("_dst_cp") == BIG
+    assert condemned not in packs_of(second)
+
+
+def test_a_save_beside_a_mark_that_condemns_other_packs_goes_on(store):
+    first = store.save(BIG)
+
+    second = interfered(store, lambda backend: put_mark(backend, 1, pack(9))).save(BIG)
+
+    assert packs_of(first) < packs_of(second)  # the entry's time is new
+    assert second.stats.bytes_new == 0
+
+
+def test_a_stream_that_cannot_be_read_again_is_given_up_cleanly(store):
+    (condemned,) = packs_of(store.save(BIG))
+
+    class Pipe(io.RawIOBase):
+        def __init__(self):
+            self.inner = io.BytesIO(BIG)
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            return self.inner.readinto(buffer)
+
+    with pytest.raises(SaveAborted, match="save again"):
+        interfered(store, lambda backend: put_mark(backend, 1, condemned)).save(Pipe())
+    assert len(store.snapshots()) == 1
+
+
+def test_a_seekable_reader_is_read_again_from_where_it_stood(store):
+    (condemned,) = packs_of(store.save(BIG))
+    reader = io.BytesIO(b"skipped" + BIG)
+    reader.seek(7)
+
+    second = interfered(store, lambda backend: put_mark(backend, 1, condemned)).save(reader)
+
+    assert second.read_bytes("_dst_cp") == BIG
+
+
+def test_a_save_that_was_aborted_before_its_commit_fails_and_loses_nothing(store):
+    def abort(backend):
+        (manifest,) = backend.list("manifests/")
+        transaction = TransactionId(bytes.fromhex(manifest.key.removeprefix("manifests/")))
+        key = CommitKey("default", 1, transaction)
+        backend.put_if_absent(str(key), Commit(State.ABORTED, StoreId(bytes.fromhex(store.id)), key).encode())
+
+    with pytest.raises(SaveAborted, match="given up by a collector"):
+        interfered(store, abort).save(BIG)
+
+    assert store.snapshots() == []
+    assert store.latest() is None
+    assert store.verify().ok
+    assert store.save(BIG).sequence == 2
+
+
+def test_knowledge_that_is_older_than_a_collection_is_not_relied_on(store):
+    """A store object that lives through a collection starts its knowledge anew."""
+    first = store.save(BIG)
+    (condemned,) = packs_of(first)
+    backend = store._backend
+    transaction = TransactionId(bytes.fromhex(first.id))
+    backend.delete(str(CommitKey("default", 1, transaction)))
+    backend.delete(manifest_key(transaction))
+    put_mark(backend, 1, condemned)
+    backend.delete(pack_key(condemned))
+    backend.delete(index_key(transaction))
+    close_mark(backend, 1)
+
+    second = store.save(BIG)
+
+    assert condemned not in packs_of(second)
+    assert second.read_bytes("_dst_cp") == BIG
+
+
+def test_a_manifest_is_dated_by_the_oldest_knowledge_it_relies_on(store):
+    store.save(BIG)
+    put_mark(store._backend, 1)
+    close_mark(store._backend, 1)
+
+    second = store.save({"a": BIG, "b": os.urandom(300_000)})
+
+    assert second.reader().manifest().base == 0
+    assert store.save(os.urandom(300_000)).reader().manifest().base == 1
