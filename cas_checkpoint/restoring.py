@@ -67,6 +67,7 @@ def restore(
         job.run(entries)
         if exact:
             place.remove_others({entry.path for entry in entries})
+        place.finish_directories([entry for entry in entries if entry.type is EntryType.DIRECTORY])
     return RestoreResult(Path(target), job.files, job.files_unchanged, job.bytes_written, tuple(notices))
 
 
@@ -149,9 +150,9 @@ class _Job:
 
     def run(self, entries: Sequence[Entry]) -> None:
         self._monitor.total(sum(entry.size for entry in entries))
-        directories = [entry for entry in entries if entry.type is EntryType.DIRECTORY]
-        for entry in directories:
-            self._target.make_directory(entry.path)
+        for entry in entries:
+            if entry.type is EntryType.DIRECTORY:
+                self._target.make_directory(entry.path)
         with ThreadPoolExecutor(self._workers, "cas-checkpoint-restore") as pool:
             try:
                 self._restore_files((entry for entry in entries if entry.type is EntryType.FILE), pool)
@@ -163,7 +164,6 @@ class _Job:
                 self._target.make_symlink(entry)
             elif entry.type is EntryType.HARDLINK:
                 self._target.make_hardlink(entry)
-        self._target.finish_directories(directories)
 
     def _restore_files(self, entries: Iterable[Entry], pool: ThreadPoolExecutor) -> None:
         window: list[_File] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -20,12 +20,16 @@ from cas_checkpoint.errors import (
 from cas_checkpoint.footers import read_footer, read_index_footers
 from cas_checkpoint.headers import HEADER_KEY, Header
 from cas_checkpoint.ids import ChunkId, PackId, TransactionId, chunk_id, is_hex_id
+from cas_checkpoint.manifests import ChunkRef
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import PREFIX_SIZE, Footer
 from cas_checkpoint.reading import MAX_REQUEST, SnapshotReader
 from cas_checkpoint.transactions import read_commit, read_header
 
 __all__ = ["AffectedPath", "Problem", "VerifyReport", "verify"]
+
+
+_CHUNKS_AT_ONCE = 2**14
 
 
 class AffectedPath(NamedTuple):
@@ -280,18 +284,43 @@ def _blob_fault(decoder: Decoder, footer: Footer, row: int, blob: memoryview) ->
 
 
 def _lost_paths(reader: SnapshotReader, bad: frozenset[ChunkId]) -> Iterator[tuple[str, str]]:
-    inline = reader.inline_size() is not None
+    """Yield the files that need a lost chunk, or one that no pack holds, and what is wrong with each."""
+    gathered: list[tuple[str, list[ChunkRef]]] = []
+    count = 0
     for entry in reader.entries():
         if entry.content is None:
             continue
         try:
             refs = list(reader.refs(entry.content, lists=True))
-            if any(ref.chunk in bad for ref in refs):
-                yield entry.name, "needs a damaged chunk"
-            requests = reader.plan(refs)
-            if inline:
-                for request in requests:
-                    for _ in reader.fetch(request):
-                        pass
         except DamagedStore as error:
             yield entry.name, str(error)
+            continue
+        if any(ref.chunk in bad for ref in refs):
+            yield entry.name, "needs a damaged chunk"
+            continue
+        gathered.append((entry.name, refs))
+        count += len(refs)
+        if count >= _CHUNKS_AT_ONCE:
+            yield from _unreadable(reader, gathered)
+            gathered, count = [], 0
+    yield from _unreadable(reader, gathered)
+
+
+def _unreadable(reader: SnapshotReader, files: Sequence[tuple[str, list[ChunkRef]]]) -> Iterator[tuple[str, str]]:
+    """Yield those of the files whose chunks are not to be had; one look-up does for all if all is well."""
+    try:
+        _look_up(reader, [ref for _, refs in files for ref in refs])
+    except DamagedStore:
+        for name, refs in files:
+            try:
+                _look_up(reader, refs)
+            except DamagedStore as error:
+                yield name, str(error)
+
+
+def _look_up(reader: SnapshotReader, refs: Sequence[ChunkRef]) -> None:
+    """Find chunks in the packs' footers; those within a commit are decoded as well, as no pack is read for them."""
+    for request in reader.plan(refs):
+        if reader.inline_size() is not None:
+            for _ in reader.fetch(request):
+                pass

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
-from cas_checkpoint.errors import InvalidArgument
+from cas_checkpoint.errors import DamagedObject, InvalidArgument, ObjectNotFound
 
-__all__ = ["MAX_KEY_SIZE", "Backend", "Buffer", "ObjectInfo", "check_key", "is_key"]
+__all__ = ["MAX_KEY_SIZE", "Backend", "Buffer", "ObjectInfo", "check_key", "check_prefix", "check_range", "is_key"]
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer = bytes | bytearray | memoryview
 
 MAX_KEY_SIZE = 512
 _COMPONENT = r"(?!\.)[a-z0-9._%-]{1,255}"
@@ -39,6 +39,19 @@ def check_key(key: str) -> str:
     if not is_key(key):
         raise InvalidArgument(f"not a valid object key: {key!r} (lower-case a-z 0-9 . _ - % and / only)")
     return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix`, or raise `InvalidArgument` if it is neither empty nor a directory of keys ("packs/")."""
+    if prefix and not (prefix.endswith("/") and is_key(prefix[:-1])):
+        raise InvalidArgument(f'not a valid prefix of keys: {prefix!r} (a directory such as "packs/", or "" for all)')
+    return prefix
+
+
+def check_range(offset: int, size: int) -> None:
+    """Raise `InvalidArgument` unless `offset` and `size` can be those of a part of an object."""
+    if offset < 0 or size < 0:
+        raise InvalidArgument(f"no part of an object begins at {offset} and has {size} bytes")
 
 
 class Backend(ABC):
@@ -89,3 +102,12 @@ class Backend(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; that there is none is no error."""
+
+    def _holds(self, key: str, data: bytes) -> bool | None:
+        """Tell whether the object `key` is made of `data`; None if there is no such object."""
+        try:
+            return self.get(key, max_size=len(data)) == data
+        except ObjectNotFound:
+            return None
+        except DamagedObject:  # it is larger
+            return False

@@ -11,16 +11,19 @@ from typing import Final
 __all__ = ["link_exclusively"]
 
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_AT_FDCWD: Final = -100 if sys.platform == "linux" else -2
-_LINUX_NO_REPLACE: Final = 1  # RENAME_NOREPLACE of renameat2(2)
-_DARWIN_EXCLUSIVE: Final = 4  # RENAME_EXCL of renameatx_np(2)
+_NO_EXCLUSIVE_RENAME: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_CALL, _FLAG, _CURRENT_DIRECTORY = (
+    ("renameatx_np", 4, -2)  # RENAME_EXCL and AT_FDCWD of macOS
+    if sys.platform == "darwin"
+    else ("renameat2", 1, -100)  # RENAME_NOREPLACE and AT_FDCWD of Linux
+)
 
 
 def link_exclusively(temporary: str, path: str) -> bool:
     """Give the file `temporary` the name `path` as well, or instead; tell whether the name was free.
 
     Raises:
-        OSError: the file system can neither make hard links nor rename without replacing.
+        OSError: the system refuses, or can neither make hard links there nor rename without replacing.
     """
     try:
         os.link(temporary, path)
@@ -35,15 +38,23 @@ def link_exclusively(temporary: str, path: str) -> bool:
 
 def _rename_exclusively(temporary: str, path: str) -> bool:
     """Rename without replacing, by the system call that Python does not offer."""
-    library = ctypes.CDLL(None, use_errno=True)
-    name, flag = ("renameatx_np", _DARWIN_EXCLUSIVE) if sys.platform == "darwin" else ("renameat2", _LINUX_NO_REPLACE)
-    function = getattr(library, name, None)
+    code = _call_rename(os.fsencode(temporary), os.fsencode(path))
+    if code in _NO_EXCLUSIVE_RENAME:
+        raise OSError(
+            code,
+            "this file system has no hard links and no renaming without replacing, so that two writers could not "
+            "be told apart; move the store to a file system that has either",
+            path,
+        )
+    if code not in (0, errno.EEXIST):
+        raise OSError(code, os.strerror(code), path)
+    return code == 0
+
+
+def _call_rename(old: bytes, new: bytes) -> int:
+    """Return 0, or the number of the error."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), _CALL, None)
     if function is None:
-        raise OSError(errno.ENOSYS, "the file system has no hard links, and the system no exclusive rename", path)
-    old, new = os.fsencode(temporary), os.fsencode(path)
-    if function(_AT_FDCWD, ctypes.c_char_p(old), _AT_FDCWD, ctypes.c_char_p(new), ctypes.c_uint(flag)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code == errno.EEXIST:
-        return False
-    raise OSError(code, f"no hard links, and renaming without replacing fails: {os.strerror(code)}", path)
+        return errno.ENOSYS
+    done = function(_CURRENT_DIRECTORY, ctypes.c_char_p(old), _CURRENT_DIRECTORY, ctypes.c_char_p(new), _FLAG)
+    return 0 if done == 0 else ctypes.get_errno()

@@ -35,6 +35,8 @@ class Bars(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Draw the bars as things stand."""
-        for task, size in getattr(self, "_sizes", {}).items():  # rich draws once before there is a task
-            self.update(task, completed=size(), total=self._totals.total_size)
+        total = self._totals.total_size  # of the first bar
+        for task, size in self._sizes.items():
+            self.update(task, completed=size(), total=total)
+            total = None
         return super().get_renderables()

@@ -1,6 +1,6 @@
-"""What the library returns, as JSON: plain dictionaries with ids in hex, sizes in bytes and times as ISO 8601 in UTC.
+r"""What the library returns, as JSON: plain dictionaries with ids in hex, sizes in bytes and times as ISO 8601 in UTC.
 
-Text that is no valid Unicode is shown with `\\xNN` for its undecodable bytes; beside such a path, a field `path_base64`
+Text that is no valid Unicode is shown with `\xNN` for its undecodable bytes; beside such a path, a field `path_base64`
 has its exact bytes. Numbers that JSON does not have are the strings `NaN`, `Infinity` and `-Infinity`.
 """
 

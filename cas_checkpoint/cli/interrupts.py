@@ -26,8 +26,8 @@ class Interrupted(KeyboardInterrupt):
 def handle_interrupts() -> None:
     """From now on, raise `Interrupted` at the first of these signals; to be called by the main thread.
 
-    A second one is taken for the same wish, as wrappers pass on what the terminal has sent already; a third one ends the
-    process at once.
+    A second one is taken for the same wish, as wrappers pass on what the terminal has sent already; a third one ends
+    the process at once.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job

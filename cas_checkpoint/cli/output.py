@@ -14,7 +14,7 @@ from cas_checkpoint.cli.text import clean, printable
 if TYPE_CHECKING:
     from cas_checkpoint import Notice
 
-__all__ = ["Column", "Terminal", "discard_stdout"]
+__all__ = ["PROGRAM", "Column", "Terminal", "discard_stdout"]
 
 PROGRAM = "cas-checkpoint"
 
@@ -67,12 +67,19 @@ class Terminal:
         for notice in notices:
             self.warning(f"{notice.path}: {notice.message}" if notice.path else notice.message)
 
-    def error(self, kind: str, text: str, exit_code: int) -> int:
-        """Tell why it failed, on stderr and in the document if one was asked for; return the exit code."""
+    def error(self, kind: str, text: str, exit_code: int) -> None:
+        """Tell why it failed, on stderr and in the document if one was asked for."""
+        self.complain(text)
+        self.failed(kind, text, exit_code)
+
+    def complain(self, text: str) -> None:
+        """Tell on stderr that something is wrong."""
         self._say(f"{PROGRAM}: error: {text}")
+
+    def failed(self, kind: str, text: str, exit_code: int) -> None:
+        """Tell why it failed in the document, if one was asked for and none has begun."""
         if self.json and not self._document_begun:
             self.document({"error": _error_document(kind, text, exit_code)})
-        return exit_code
 
     def _say(self, text: str) -> None:
         with suppress(OSError):  # nobody listens
@@ -115,25 +122,32 @@ class Terminal:
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """Write a table: on a terminal to be looked at, elsewhere aligned, in full, and one line a row.
 
-        On a terminal, columns in which no row has anything are left out; elsewhere an empty cell is `-`.
+        On a terminal, columns in which no row has anything are left out; elsewhere an empty cell below a title is `-`.
         """
         rows = [[printable(cell) for cell in row] for row in rows]
+        titled = any(column.title for column in columns)
         if self.is_interactive:
-            from cas_checkpoint.cli.tables import write_table  # noqa: PLC0415 -- imports rich
+            from cas_checkpoint.cli.tables import write_table  # imports rich
 
             used = [at for at in range(len(columns)) if any(row[at] for row in rows)]
-            write_table([columns[at] for at in used], [[row[at] for at in used] for row in rows], titles=not self.quiet)
+            cells = [[row[at] for at in used] for row in rows]
+            write_table([columns[at] for at in used], cells, titles=titled and not self.quiet)
             return
-        lines = [[cell or "-" for cell in row] for row in rows]
-        if not self.quiet and any(column.title for column in columns):
+        lines = [[cell or "-" for cell in row] for row in rows] if titled else rows
+        if titled and not self.quiet:
             lines.insert(0, [column.title for column in columns])
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        for line in lines:
-            cells = [
-                cell.rjust(width) if column.right else cell.ljust(width)
-                for cell, width, column in zip(line, widths, columns, strict=True)
-            ]
-            self.line("  ".join(cells).rstrip())
+        for line in _aligned(columns, lines):
+            self.line(line)
+
+
+def _aligned(columns: Sequence[Column], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        ]
+        yield "  ".join(cells).rstrip()
 
 
 def _error_document(kind: str, text: str, exit_code: int) -> dict[str, object]:

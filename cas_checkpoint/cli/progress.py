@@ -51,7 +51,7 @@ def watch(terminal: Terminal, *, read: str = "", wrote: str = "") -> Iterator[Mo
     if not terminal.shows_progress:
         yield totals
         return
-    from cas_checkpoint.cli.bars import Bars  # noqa: PLC0415 -- imports rich
+    from cas_checkpoint.cli.bars import Bars  # imports rich
 
     with Bars(totals, read=read, wrote=wrote):
         yield totals

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 
-__all__ = ["clean", "metrics_text", "nanoseconds_text", "path_text", "printable", "size_text", "time_text"]
+__all__ = ["clean", "counted", "metrics_text", "nanoseconds_text", "path_text", "printable", "size_text", "time_text"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SECOND = 10**9
@@ -69,6 +69,11 @@ def nanoseconds_text(time_ns: int) -> str:
     seconds, rest = divmod(time_ns, _SECOND)
     moment = (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
     return f"{moment}.{rest:09d}Z" if rest else f"{moment}Z"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:

@@ -46,7 +46,11 @@ class Verb(click.Command):
     """
 
     def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401 -- click's signature
     ) -> click.Context:
         """Parse the arguments; a mistake in them becomes a document too if one was asked for."""
         as_json = "--json" in args
@@ -54,7 +58,7 @@ class Verb(click.Command):
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             if as_json:
-                Terminal(json=True, quiet=False).failure("UsageError", error.format_message(), error.exit_code)
+                Terminal(json=True, quiet=False).failed("UsageError", error.format_message(), error.exit_code)
             raise
 
     def invoke(self, ctx: click.Context) -> None:
@@ -92,7 +96,12 @@ def _end(terminal: Terminal, action: Callable[[], int | None]) -> int:
 def _fail(terminal: Terminal, error: BaseException, text: str, exit_code: int) -> int:
     if os.environ.get("CAS_CHECKPOINT_TRACEBACK") == "1":
         traceback.print_exception(error)
-    return terminal.error(type(error).__name__, text, exit_code)
+    terminal.error(type(error).__name__, text, exit_code)
+    try:
+        sys.stdout.flush()
+    except OSError:  # that may have been the error
+        discard_stdout()
+    return exit_code
 
 
 def _check_store(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str:

@@ -1,0 +1,72 @@
+"""Open files of a local disk: written, synced and read in full, whatever a single call of the system does.
+
+What the files are called, and which errors a user sees, stands in `local`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Final
+
+from cas_checkpoint.backends.base import Buffer
+
+__all__ = ["read_up_to", "sync", "write_all"]
+
+_MAX_VECTORS: Final = 1000  # in one call; IOV_MAX is 1024 on Linux and macOS
+_MAX_CALL: Final = 2**30  # bytes in one call; macOS refuses 2 GiB and more
+_FULL_SYNC: Final[int | None] = getattr(fcntl, "F_FULLFSYNC", None)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until a file or directory is on the disk, not only in the disk's own cache."""
+    if _FULL_SYNC is not None:  # macOS, where fsync stops at that cache
+        with suppress(OSError):  # not on every file system
+            fcntl.fcntl(descriptor, _FULL_SYNC)
+            return
+    os.fsync(descriptor)
+
+
+def write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
+    """Write all parts, few calls for many of them, going on where a call stopped short."""
+    waiting = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+    while waiting:
+        written = os.writev(descriptor, _one_call(waiting))
+        if not written:  # no disk does that; without this line it would mean to try for ever
+            raise OSError(errno.EIO, "nothing was written")
+        done = 0
+        while done < len(waiting) and written >= len(waiting[done]):
+            written -= len(waiting[done])
+            done += 1
+        del waiting[:done]
+        if written:
+            waiting[0] = waiting[0][written:]
+
+
+def _one_call(waiting: list[memoryview]) -> list[memoryview]:
+    """Return as much of what waits as the system takes at once."""
+    vectors: list[memoryview] = []
+    room = _MAX_CALL
+    for view in islice(waiting, _MAX_VECTORS):
+        vectors.append(view[:room])
+        room -= len(vectors[-1])
+        if not room:
+            break
+    return vectors
+
+
+def read_up_to(descriptor: int, offset: int, size: int) -> bytes:
+    """Read `size` bytes from `offset`, fewer only if the file ends before."""
+    data = os.pread(descriptor, min(size, _MAX_CALL), offset)
+    if len(data) == size or not data:
+        return data
+    pieces = [data]
+    read = len(data)
+    while read < size and (data := os.pread(descriptor, min(size - read, _MAX_CALL), offset + read)):
+        pieces.append(data)
+        read += len(data)
+    return b"".join(pieces)

@@ -1,0 +1,47 @@
+"""`cas-checkpoint restore`."""
+
+from __future__ import annotations
+
+import click
+
+import cas_checkpoint
+from cas_checkpoint.cli.documents import restore_document
+from cas_checkpoint.cli.output import Terminal
+from cas_checkpoint.cli.progress import watch
+from cas_checkpoint.cli.text import counted, size_text
+from cas_checkpoint.cli.verbs import WARNED, Verb, verb
+
+__all__ = ["restore_command"]
+
+
+@click.command("restore", cls=Verb, short_help="Write a snapshot into a directory.")
+@click.argument("ref")
+@click.argument("target")
+@click.option(
+    "--path", "paths", multiple=True, metavar="PATH", help="Only what lies at or below it; may be given more than once."
+)
+@click.option("--exact", is_flag=True, help="Remove what the snapshot does not have.")
+@click.option("--owner", is_flag=True, help="Set owners and groups, where they were recorded.")
+@verb
+def restore_command(
+    terminal: Terminal, url: str, ref: str, target: str, paths: tuple[str, ...], *, exact: bool, owner: bool
+) -> int:
+    """Write the snapshot REF into the directory TARGET, which is created if it is not there.
+
+    Files that are there already are written again only if they differ. Others stay, but for --exact.
+    """
+    if exact and paths:
+        raise click.UsageError("--exact restores whole snapshots: it cannot be combined with --path")
+    store = cas_checkpoint.Store.open(url)
+    snapshot = store.snapshot(ref)
+    terminal.outcome = lambda: "files that are complete stay, nothing partial was left"
+    with watch(terminal, wrote="written") as monitor:
+        result = store.restore(snapshot, target, paths=paths or None, exact=exact, owner=owner, monitor=monitor)
+    if terminal.json:
+        terminal.document(restore_document(snapshot, result))
+    terminal.warnings(result.notices)
+    terminal.message(
+        f"restored {snapshot.series}@{snapshot.sequence} into {result.path}: {counted(result.files, 'file')}, "
+        f"{result.files_unchanged} of them there already; {size_text(result.bytes_written)} written"
+    )
+    return WARNED if result.notices else 0
