@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
 from cas_checkpoint.backends import Backend, open_backend
-from cas_checkpoint.errors import (
-    DamagedObject,
-    EntryNotFound,
-    NotASingleFile,
-    NotAStore,
-    ObjectNotFound,
-    StoreNotFound,
-)
+from cas_checkpoint.errors import DamagedObject, NotAStore, ObjectNotFound, StoreNotFound
 from cas_checkpoint.headers import HEADER_KEY
 from cas_checkpoint.ids import StoreId
-from cas_checkpoint.manifests import Entry, EntryType
-from cas_checkpoint.monitor import Monitor
-from cas_checkpoint.plain import PlainFiles, open_plain, write_items
+from cas_checkpoint.plain import open_plain
 from cas_checkpoint.pointers import MAX_POINTER_SIZE, POINTER_KEY, Pointer
+from cas_checkpoint.previous import Previous, PreviousFiles, PreviousSnapshot
 from cas_checkpoint.snapshots import Snapshot
 from cas_checkpoint.store import Store
 
-__all__ = ["Home", "Place", "Previous", "SharedStore", "StoreAccess"]
+__all__ = ["Home", "Place", "SharedStore", "StoreAccess"]
 
 _DEFAULT_SERIES: Final = "default"
 _OF_A_STORE: Final = frozenset({HEADER_KEY, POINTER_KEY, "packs", "index", "manifests", "commits", "marks"})
@@ -68,7 +60,7 @@ class StoreAccess(NamedTuple):
         return open_backend(url, durable=self.durable, storage_options=self.storage_options)
 
 
-SharedStore = str | Store | None
+SharedStore: TypeAlias = str | Store | None
 """The store that several places share: its URL, or the open store."""
 
 
@@ -81,16 +73,6 @@ class Home(NamedTuple):
     def latest(self) -> Snapshot | None:
         """Return the newest snapshot, None if there is none."""
         return self.store.latest(self.series)
-
-
-class Previous(Protocol):
-    """A checkpoint that can be resumed from. It stays the same, whatever is saved meanwhile."""
-
-    def restore(self, directory: Path, monitor: Monitor) -> None:
-        """Write it into a directory, which is created if it is not there; what else is there stays."""
-
-    def read(self) -> bytes | None:
-        """Return the content of the only file, None if there is nothing; else raise `NotASingleFile`."""
 
 
 class Place:
@@ -177,56 +159,24 @@ class Place:
 
     def previous(self) -> Previous | None:
         """Return the latest snapshot, else plain files that are there, else None; errors as for `find`."""
-        home = self.find()
+        try:
+            home = self.find()
+        except NotAStore:  # a plain file has the name of a header
+            home = None
         snapshot = None if home is None else home.latest()
         if home is not None and snapshot is not None:
-            return _PreviousSnapshot(home.store, snapshot)
-        files = open_plain(self.url, _is_foreign(home), storage_options=self._access.storage_options)
-        return _PreviousFiles(files) if files.top() else None
+            return PreviousSnapshot(home.store, snapshot)
+        keep = partial(_is_foreign, home is not None)
+        files = open_plain(self.url, keep, storage_options=self._access.storage_options)
+        return PreviousFiles(files) if files.top() else None
 
 
-def _is_foreign(home: Home | None) -> Callable[[str], bool]:
-    """Return what tells by its name whether something at the top of a place is no part of a store."""
-
-    def is_foreign(name: str) -> bool:
-        return not _LEFTOVER.fullmatch(name) and (home is None or name not in _OF_A_STORE)
-
-    return is_foreign
+def _is_foreign(in_a_store: bool, name: str) -> bool:  # noqa: FBT001 -- bound by position, for a predicate of names
+    """Tell by its name whether something at the top of a place is no part of a store."""
+    return not _LEFTOVER.fullmatch(name) and not (in_a_store and name in _OF_A_STORE)
 
 
 def _new_series(url: str) -> str:
     """Return a name for a series that no other place has, and that tells people which place it is of."""
     slug = _NOT_IN_A_SLUG.sub("-", url.lower()).strip("-")[-_SLUG_SIZE:].strip("-")
     return f"{slug or 'place'}-{secrets.token_hex(8)}"
-
-
-class _PreviousSnapshot(NamedTuple):
-    store: Store
-    snapshot: Snapshot
-
-    def restore(self, directory: Path, monitor: Monitor) -> None:
-        self.store.restore(self.snapshot, directory, monitor=monitor)
-
-    def read(self) -> bytes | None:
-        top: dict[bytes, Entry | None] = {}
-        for entry in self.snapshot.entries():
-            name, separator, _ = entry.path.partition(b"/")
-            if name:
-                top.setdefault(name, None if separator else entry)
-        if not top:
-            return None
-        _check_single(len(top))
-        (entry,) = top.values()
-        ...
-
-
-class _PreviousFiles(NamedTuple):
-    files: PlainFiles
-
-    def restore(self, directory: Path, monitor: Monitor) -> None:
-        write_items(self.files.items(monitor.warning), directory, monitor.warning)
-
-    def read(self) -> bytes | None:
-        top = self.files.top()
-        name = _only({name: is_file for name, is_file in top.items()})
-        return None if name is None else self.files.read_bytes(name)

@@ -18,6 +18,7 @@ from typing import BinaryIO, Final, Protocol
 from cas_checkpoint.backends import LocalBackend, open_backend
 from cas_checkpoint.backends.folder import FolderItem, PlainFolder
 from cas_checkpoint.errors import SourceChanged, SourceError, SourceUnreadable, StorageError
+from cas_checkpoint.extents import Extents
 from cas_checkpoint.manifests import Entry, EntryType, check_path
 from cas_checkpoint.monitor import Notice
 from cas_checkpoint.sources import SourceItem, Walker
@@ -126,7 +127,7 @@ class _RemoteFiles:
 class _RemoteReader:
     """Reads one file of a `PlainFolder`, as a `SourceReader`."""
 
-    extents = None
+    extents: Extents | None = None
 
     def __init__(self, item: FolderItem, file: BinaryIO) -> None:
         self._item, self._file = item, file

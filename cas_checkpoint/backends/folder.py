@@ -99,6 +99,5 @@ def _items(found: Any, root: str) -> Iterator[FolderItem]:  # noqa: ANN401 -- fs
         path, is_file, size = info["name"], info["type"] == "file", int(info["size"] or 0)
         if path == root and is_file and size:
             yield FolderItem(_last(root), is_file, size)
-        elif name := path[len(root) + 1 :].rstrip("/"):
-            if not (is_file and path.endswith("/")):
-                yield FolderItem(name, is_file, size if is_file else 0)
+        elif (name := path[len(root) + 1 :].rstrip("/")) and not (is_file and path.endswith("/")):
+            yield FolderItem(name, is_file, size if is_file else 0)

@@ -1,20 +1,21 @@
-"""Ctrl-C and SIGTERM, as one exception that knows its exit code."""
+"""Ctrl-C, SIGTERM and SIGHUP, as one exception that knows its exit code."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
 
-__all__ = ["Interrupted", "handle_interrupts"]
+__all__ = ["INTERRUPTED", "Interrupted", "handle_interrupts"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 128 + signal.SIGINT
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
     """Somebody wants this process to end.
 
     Attributes:
-        exit_code: what the process ends with: 130 for SIGINT, 143 for SIGTERM.
+        exit_code: what the process ends with, by the custom of shells: 128 and the number of the signal.
     """
 
     def __init__(self, number: int) -> None:

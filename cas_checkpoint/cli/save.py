@@ -126,6 +126,6 @@ def _tell(terminal: Terminal, snapshot: Snapshot) -> None:
     stats = snapshot.stats
     terminal.message(
         f"saved {snapshot.series}@{snapshot.sequence}: {counted(stats.files, 'file')} of "
-        f"{size_text(stats.logical_size)}, {size_text(stats.bytes_new)} new, {size_text(stats.bytes_reused)} known already, "
-        f"in {stats.seconds:.1f} s"
+        f"{size_text(stats.logical_size)}, {size_text(stats.bytes_new)} new, "
+        f"{size_text(stats.bytes_reused)} known already, in {stats.seconds:.1f} s"
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cas_checkpoint.cli.interrupts import Interrupted
+from cas_checkpoint.cli.interrupts import INTERRUPTED
 from cas_checkpoint.cli.output import Terminal, discard_stdout
 from cas_checkpoint.errors import CasCheckpointError
 
@@ -32,7 +32,7 @@ Exit codes:
    11  no such snapshot
    12  damage found
    13  refused: the store needs a newer version of this program
-  130  interrupted (Ctrl-C); 143 if by SIGTERM
+  130  interrupted (Ctrl-C); 143 by SIGTERM, 129 by SIGHUP
   141  whoever read stdout has gone
 """
 
@@ -76,14 +76,15 @@ def _end(terminal: Terminal, action: Callable[[], int | None]) -> int:
         code = action() or 0
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        code = stop.exit_code if isinstance(stop, Interrupted) else Interrupted(2).exit_code
-        return _fail(terminal, stop, "; ".join(filter(None, ("interrupted", terminal.outcome()))), code)
+        text = "; ".join(filter(None, ("interrupted", terminal.outcome())))
+        return _fail(terminal, stop, text, getattr(stop, "exit_code", INTERRUPTED))
     except BrokenPipeError:
         discard_stdout()
         return _UNREAD
     except CasCheckpointError as error:
         return _fail(terminal, error, str(error), error.exit_code)
-    except click.ClickException:
+    except click.UsageError as error:  # click shows it
+        terminal.failed("UsageError", error.format_message(), error.exit_code)
         raise
     except MemoryError as error:
         return _fail(terminal, error, "out of memory", _FAILED)

@@ -1,0 +1,90 @@
+"""What a checkpoint is resumed from: a snapshot, or plain files. Both are restored and read alike."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from cas_checkpoint.errors import NotASingleFile
+from cas_checkpoint.filereader import SnapshotFile
+from cas_checkpoint.manifests import Entry, EntryType
+from cas_checkpoint.monitor import Monitor
+from cas_checkpoint.plain import PlainFiles, write_items
+from cas_checkpoint.snapshots import Snapshot
+from cas_checkpoint.store import Store
+
+__all__ = ["Previous", "PreviousFiles", "PreviousSnapshot"]
+
+
+class Previous(Protocol):
+    """A checkpoint that can be resumed from."""
+
+    def restore(self, directory: Path, monitor: Monitor) -> None:
+        """Write it into a directory, which is created if it is not there; what else is there stays.
+
+        Raises:
+            DamagedStore: something that is needed is damaged or missing.
+            SourceError: a plain file cannot be read, or changed while it was.
+            RestoreError: the directory cannot be written.
+        """
+
+    def read(self) -> bytes | None:
+        """Return the content of its only file, None if it is empty; nothing is written to disk.
+
+        Raises:
+            NotASingleFile: it holds more, or something else than a file. Directories count, and hidden files do.
+            DamagedStore: something that is needed is damaged or missing.
+        """
+
+
+class PreviousSnapshot(NamedTuple):
+    """A snapshot to resume from; it stays the same, whatever is saved meanwhile."""
+
+    store: Store
+    snapshot: Snapshot
+
+    def restore(self, directory: Path, monitor: Monitor) -> None:
+        """See `Previous`."""
+        self.store.restore(self.snapshot, directory, monitor=monitor)
+
+    def read(self) -> bytes | None:
+        """See `Previous`."""
+        reader = self.snapshot.reader()
+        top: dict[bytes, Entry | None] = {}  # None for a directory without an entry of its own
+        for entry in reader.entries():
+            name, below, _ = entry.path.partition(b"/")
+            if name:
+                top.setdefault(name, None if below else entry)
+        _check_single({name: entry is not None and entry.type is EntryType.FILE for name, entry in top.items()})
+        for file in top.values():
+            if file is not None:
+                with io.BufferedReader(SnapshotFile(reader, file)) as stream:
+                    return stream.read()
+        return None
+
+
+class PreviousFiles(NamedTuple):
+    """Plain files to resume from, as they lie."""
+
+    files: PlainFiles
+
+    def restore(self, directory: Path, monitor: Monitor) -> None:
+        """See `Previous`."""
+        write_items(self.files.items(monitor.warning), directory, monitor.warning)
+
+    def read(self) -> bytes | None:
+        """See `Previous`."""
+        top = self.files.top()
+        _check_single(top)
+        return next((self.files.read_bytes(name) for name in top), None)
+
+
+def _check_single(top: Mapping[bytes, bool] | Mapping[str, bool]) -> None:
+    """Raise `NotASingleFile` if there are several names, or one that is not a file's."""
+    if len(top) > 1:
+        raise NotASingleFile(f"Expected exactly one checkpoint - found {len(top)}")
+    if not all(top.values()):
+        name = next(iter(top))
+        raise NotASingleFile(f"Expected exactly one checkpoint - found {name!r}, which is no file; restore it instead")
