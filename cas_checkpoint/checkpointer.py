@@ -269,13 +269,19 @@ def _url(name: str, place: object) -> str:
 
 
 def _shared(store: PathLike | Store | None) -> SharedStore:
-    if store is None or isinstance(store, Store):
-        return store
-    return _url("store", store) if store != "" else None
+    if store is None or store == "":
+        return None
+    url = store.url if isinstance(store, Store) else _url("store", store)
+    try:
+        url.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"store must be valid Unicode, since pointers name it: {url!r}") from error
+    return store if isinstance(store, Store) else url
 
 
 def _directory(path: object) -> Path:
     """Return `path` if it is a directory that exists, else raise `InvalidArgument`."""
-    if isinstance(path, (str, os.PathLike)) and path != "" and Path(path).is_dir():
-        return Path(path)
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if name and isinstance(name, str) and Path(name).is_dir():
+        return Path(name)
     raise InvalidArgument("Checkpoints can be restored to a directory only.")

@@ -98,14 +98,11 @@ class Decoder:
     def _unzstd(self, payload: memoryview, plain_size: int) -> bytes:
         try:
             declared = zstandard.get_frame_parameters(payload)
-            if declared.content_size != plain_size or declared.dict_id:
+            if declared.content_size != plain_size or not plain_size or declared.dict_id:
                 raise DamagedObject(f"a zstd frame of {declared.content_size} bytes stands for a chunk of {plain_size}")
-            plain = self._zstd.decompress(payload, max_output_size=plain_size, allow_extra_data=False)
+            return self._zstd.decompress(payload, allow_extra_data=False)  # and exactly as much as was declared
         except zstandard.ZstdError as error:
             raise DamagedObject(f"a zstd frame that cannot be decoded ({error})") from error
-        if len(plain) != plain_size:
-            raise DamagedObject(f"a zstd frame gave {len(plain)} bytes instead of {plain_size}")
-        return plain
 
 
 def blob_check(codec: int, payload: Buffer) -> int:

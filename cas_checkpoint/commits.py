@@ -112,7 +112,7 @@ def parse_commit_key(key: str) -> CommitKey | None:
         series = unquote_to_bytes(match[1]).decode("utf-8")
         parsed = CommitKey(series, int(match[2]), TransactionId(bytes.fromhex(match[3])))
         return parsed if str(parsed) == key else None
-    except (InvalidArgument, UnicodeDecodeError):
+    except (InvalidArgument, UnicodeError):
         return None
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "DamagedObject",
     "DamagedStore",
     "EntryNotFound",
+    "ForeignObject",
     "InvalidArgument",
     "InvalidArgumentType",
     "MissingObject",
@@ -113,6 +114,10 @@ class DamagedObject(DamagedStore):
             f"damaged object {self.key}: {self.reason}. "
             "Run 'verify' to learn what else is affected; other snapshots may be intact."
         )
+
+
+class ForeignObject(DamagedObject):
+    """Something that this package never wrote is in an object's place."""
 
 
 class MissingObject(DamagedStore):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NewType, Union
+from typing import NewType, TypeAlias
 
 import blake3
 
@@ -24,7 +24,7 @@ __all__ = [
     "is_hex_id",
 ]
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 ChunkId = NewType("ChunkId", bytes)
 """BLAKE3-256 of a chunk's plain bytes: 32 bytes."""

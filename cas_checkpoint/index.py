@@ -84,21 +84,29 @@ def parse_directory(data: Buffer, *, name: TransactionId, object_size: int) -> I
         UnsupportedStore: it is of a newer format version.
     """
     view = memoryview(data)
+    end = _directory_end(view, name, object_size)
+    return end if len(view) < end else _read_directory(view[:end], object_size)
+
+
+def _directory_end(view: memoryview, name: TransactionId, object_size: int) -> int:
     check_head(view, Kind.INDEX)
     if object_size < directory_size(0) or len(view) < min(object_size, _FRAME_END):
         raise DamagedObject(f"an index of only {object_size} bytes")
     if bytes(view[HEAD_SIZE : HEAD_SIZE + RANDOM_ID_SIZE]) != bytes(name):
         raise DamagedObject("is the index of another name")
-    base, count, _ = _FRAME.unpack_from(view, HEAD_SIZE + RANDOM_ID_SIZE)
+    _, count, _ = _FRAME.unpack_from(view, HEAD_SIZE + RANDOM_ID_SIZE)
     end = directory_size(count)
     if end > object_size:
         raise DamagedObject(f"an index of {object_size} bytes cannot list {count} packs")
-    if len(view) < end:
-        return end
-    content = view[: end - CHECKSUM_SIZE]
-    if digest((content,)) != view[end - CHECKSUM_SIZE : end]:
+    return end
+
+
+def _read_directory(encoded: memoryview, object_size: int) -> IndexDirectory:
+    content, checksum = encoded[:-CHECKSUM_SIZE], encoded[-CHECKSUM_SIZE:]
+    if digest((content,)) != checksum:
         raise DamagedObject("its directory does not fit its checksum")
-    return IndexDirectory(base, tuple(_sections(content[_FRAME_END:], end, object_size)))
+    base, _, _ = _FRAME.unpack_from(content, HEAD_SIZE + RANDOM_ID_SIZE)
+    return IndexDirectory(base, tuple(_sections(content[_FRAME_END:], len(encoded), object_size)))
 
 
 def _sections(rows: memoryview, start: int, object_size: int) -> Iterator[Section]:
@@ -115,9 +123,7 @@ def _sections(rows: memoryview, start: int, object_size: int) -> Iterator[Sectio
 def parse_index(data: Buffer, *, name: TransactionId) -> tuple[int, list[Footer]]:
     """Read a whole index object: the date of what it knows, and all its footers."""
     view = memoryview(data)
-    directory = parse_directory(view, name=name, object_size=len(view))
-    if isinstance(directory, int):
-        raise DamagedObject(f"ends within its directory of {directory} bytes")
+    directory = _read_directory(view[: _directory_end(view, name, len(view))], len(view))
     footers = [
         parse_footer(view[section.offset : section.offset + section.size], pack=section.pack)
         for section in directory.sections

@@ -95,6 +95,9 @@ class EntryType(str, Enum):
     HARDLINK = "h"
 
 
+_TYPES: Final = {entry_type.value: entry_type for entry_type in EntryType}
+
+
 class Owner(NamedTuple):
     """Who owns an entry; names are empty where the system had none."""
 
@@ -223,7 +226,7 @@ def _decode_content(value: Any) -> Content:  # noqa: ANN401 -- from unpack_value
     size, depth, refs = value
     if type(size) is not int or type(depth) is not int or type(refs) is not bytes:
         raise DamagedObject("a content whose fields are of other types")
-    if size < 0 or not 0 <= depth <= MAX_DEPTH or len(refs) % REF_SIZE or bool(refs) != bool(size):
+    if not 0 <= size < 2**63 or not 0 <= depth <= MAX_DEPTH or len(refs) % REF_SIZE or bool(refs) != bool(size):
         raise DamagedObject(f"an impossible content of {size} bytes at depth {depth}")
     return Content(size, depth, refs)
 
@@ -270,13 +273,15 @@ def encode_entry(entry: Entry) -> bytes:
 
 def decode_entry(data: Buffer) -> Entry:
     """Read one entry, without its size in front; anything that is not right is `DamagedObject`."""
-    try:
-        path, kind, mode, mtime_ns, size, content, extra = unpack_value(data)
-        entry_type = EntryType(kind)
-    except (TypeError, ValueError) as error:
-        raise DamagedObject("an entry that does not have the seven fields of an entry") from error
-    if type(path) is not bytes or type(mode) is not int or type(mtime_ns) is not int or type(size) is not int:
+    value = unpack_value(data)
+    if type(value) is not tuple or len(value) != 7:  # noqa: PLR2004 -- the fields of an entry
+        raise DamagedObject("an entry that does not have the seven fields of an entry")
+    path, kind, mode, mtime_ns, size, content, extra = value
+    if [type(field) for field in value[:5]] != [bytes, str, int, int, int]:
         raise DamagedObject("an entry whose fields are of other types")
+    entry_type = _TYPES.get(kind)
+    if entry_type is None:
+        raise DamagedObject(f"an entry of the unknown type {kind[:20]!r}: {path[:200]!r}")
     if not 0 <= mode <= _MODE_BITS or not -(2**63) <= mtime_ns < 2**63 or not 0 <= size < 2**63:
         raise DamagedObject(f"an entry with an impossible mode, time or size: {path[:200]!r}")
     if path or entry_type is not EntryType.DIRECTORY:

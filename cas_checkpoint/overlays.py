@@ -30,7 +30,7 @@ def overlay(lower: Iterable[Entry], upper: Sequence[Entry]) -> list[Merged]:
     files: dict[bytes, Entry] = {}
     heirs: dict[bytes, bytes] = {}
     result = [Merged(entry, kept=False) for entry in upper]
-    for entry in lower:
+    for entry in sorted(lower, key=lambda entry: entry.type is EntryType.HARDLINK):  # files before links to them
         if entry.type is EntryType.FILE:
             files[entry.path] = entry
         goes = entry.path in taken or any(parent in blocked for parent in _parents(entry.path))

@@ -99,6 +99,7 @@ class Packer:
         self._backend, self._knowledge, self._new_pack = backend, knowledge, new_pack
         self._level, self._monitor, self._workers = level, monitor, workers
         self._local = threading.local()
+        self._wrote_lock = threading.Lock()  # a monitor is never told of two packs at once
         self._own = ChunkIndex()  # the chunks of packs that are closed
         self._fresh: set[ChunkId] = set()  # the chunks of the pack being built, and of the metadata held back
         self._used: set[int] = set()  # numbers of old packs that the save relies on
@@ -256,7 +257,8 @@ class Packer:
     def _upload(self, pack: PackId, view: memoryview) -> None:
         with view:
             self._backend.put(pack_key(pack), [view])
-            self._monitor.wrote(len(view))
+            with self._wrote_lock:
+                self._monitor.wrote(len(view))
 
     def _await_upload(self) -> None:
         future, arena = self._uploads.popleft()

@@ -168,8 +168,10 @@ def _parse_table(pack: PackId, encoded: bytes, count: int, blobs_size: int) -> F
     columns = np.frombuffer(encoded, "<u4", count * 3, start + count * CHUNK_ID_SIZE).reshape(3, count)
     stored, plain, checks = columns.astype(np.uint32, copy=False)
     ends = np.cumsum(stored, dtype=np.uint64) + np.uint64(PREFIX_SIZE)
-    if (int(ends[-1]) if count else PREFIX_SIZE) != PREFIX_SIZE + blobs_size or blobs_size > MAX_PACK_SIZE:
+    if (int(ends[-1]) if count else PREFIX_SIZE) != PREFIX_SIZE + blobs_size:
         raise DamagedObject("the sizes in a pack's footer do not add up")
+    if PREFIX_SIZE + blobs_size + len(encoded) + PACK_TAIL_SIZE > MAX_PACK_SIZE:
+        raise DamagedObject("the footer of a pack that would be larger than a pack can be")
     if count and (int(plain.max()) > MAX_CHUNK_SIZE or bool((stored.astype(np.int64) - plain > BLOB_OVERHEAD).any())):
         raise DamagedObject("a pack's footer lists a chunk of an impossible size")
     return Footer(pack, ids, (ends - stored).astype(np.uint32), stored, plain, checks, encoded)
@@ -177,7 +179,7 @@ def _parse_table(pack: PackId, encoded: bytes, count: int, blobs_size: int) -> F
 
 def read_tail(tail: Buffer, *, pack_size: int) -> int:
     """Return the size of the footer of a pack of `pack_size` bytes, told by its last `PACK_TAIL_SIZE` bytes."""
-    size, mark = _TAIL.unpack(tail)
+    size, mark = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, b"")
     if mark != _TAIL_MARK:
         raise DamagedObject("does not end like a pack")
     if not _FIXED_SIZE <= size <= pack_size - PREFIX_SIZE - PACK_TAIL_SIZE:

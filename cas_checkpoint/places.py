@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
@@ -16,7 +16,7 @@ from cas_checkpoint.backends import Backend, open_backend
 from cas_checkpoint.errors import DamagedObject, NotAStore, ObjectNotFound, StoreNotFound
 from cas_checkpoint.headers import HEADER_KEY
 from cas_checkpoint.ids import StoreId
-from cas_checkpoint.plain import open_plain
+from cas_checkpoint.plain import PlainFiles, open_plain
 from cas_checkpoint.pointers import MAX_POINTER_SIZE, POINTER_KEY, Pointer
 from cas_checkpoint.previous import Previous, PreviousFiles, PreviousSnapshot
 from cas_checkpoint.snapshots import Snapshot
@@ -101,9 +101,12 @@ class Place:
             UnsupportedStore: one of them was made by a newer version of this package.
             StorageError: the file system refused something.
         """
-        store = self._access.find(self.url)
-        if store is not None:
-            return Home(store, self._series)
+        return self._home(self._access.find(self.url))
+
+    def _home(self, own: Store | None) -> Home | None:
+        """Return where the snapshots are: in `own`, the store at the place itself, else where a pointer says."""
+        if own is not None:
+            return Home(own, self._series)
         pointer = self._read_pointer()
         return None if pointer is None else self._follow(pointer)
 
@@ -160,15 +163,19 @@ class Place:
     def previous(self) -> Previous | None:
         """Return the latest snapshot, else plain files that are there, else None; errors as for `find`."""
         try:
-            home = self.find()
+            own = self._access.find(self.url)
         except NotAStore:  # a plain file has the name of a header
             home = None
+        else:
+            home = self._home(own)
         snapshot = None if home is None else home.latest()
         if home is not None and snapshot is not None:
             return PreviousSnapshot(home.store, snapshot)
-        keep = partial(_is_foreign, home is not None)
-        files = open_plain(self.url, keep, storage_options=self._access.storage_options)
-        return PreviousFiles(files) if files.top() else None
+        names = frozenset(self._plain(partial(_is_foreign, home is not None)).top())
+        return PreviousFiles(self._plain(names.__contains__)) if names else None  # without what is saved here later
+
+    def _plain(self, keep: Callable[[str], bool]) -> PlainFiles:
+        return open_plain(self.url, keep, storage_options=self._access.storage_options)
 
 
 def _is_foreign(in_a_store: bool, name: str) -> bool:  # noqa: FBT001 -- bound by position, for a predicate of names

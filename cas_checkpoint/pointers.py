@@ -28,7 +28,7 @@ class Pointer(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the pointer object."""
-        return encode_record(Kind.POINTER, self._asdict(), limit=MAX_POINTER_SIZE)
+        return encode_record(Kind.POINTER, self._asdict(), limit=MAX_POINTER_SIZE - 2**10)
 
     @classmethod
     def decode(cls, data: Buffer) -> Pointer:

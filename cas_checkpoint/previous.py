@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -57,7 +58,8 @@ class PreviousSnapshot(NamedTuple):
             name, below, _ = entry.path.partition(b"/")
             if name:
                 top.setdefault(name, None if below else entry)
-        _check_single({name: entry is not None and entry.type is EntryType.FILE for name, entry in top.items()})
+        files = {name: entry is not None and entry.type is EntryType.FILE for name, entry in top.items()}
+        _check_single({os.fsdecode(name): is_file for name, is_file in files.items()})
         for file in top.values():
             if file is not None:
                 with io.BufferedReader(SnapshotFile(reader, file)) as stream:
@@ -81,7 +83,7 @@ class PreviousFiles(NamedTuple):
         return next((self.files.read_bytes(name) for name in top), None)
 
 
-def _check_single(top: Mapping[bytes, bool] | Mapping[str, bool]) -> None:
+def _check_single(top: Mapping[str, bool]) -> None:
     """Raise `NotASingleFile` if there are several names, or one that is not a file's."""
     if len(top) > 1:
         raise NotASingleFile(f"Expected exactly one checkpoint - found {len(top)}")

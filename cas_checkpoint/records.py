@@ -15,7 +15,7 @@ import msgpack
 
 from cas_checkpoint._version import __version__
 from cas_checkpoint.codecs import Decoder, Encoder
-from cas_checkpoint.errors import DamagedObject, InvalidArgument, UnsupportedStore
+from cas_checkpoint.errors import DamagedObject, ForeignObject, InvalidArgument, UnsupportedStore
 from cas_checkpoint.ids import Buffer, digest
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "HEAD_SIZE",
     "MAX_ITEMS",
     "MAX_RECORD_SIZE",
+    "MAX_VALUES",
     "Fields",
     "Kind",
     "check_head",
@@ -42,10 +43,30 @@ MAX_RECORD_SIZE = 16 * 2**20
 """The largest plain body of a record, in bytes; a record's object is never larger than this and its frame."""
 MAX_ITEMS = 4096
 """The most items in one msgpack array or map; long lists travel as packed bytes instead."""
+MAX_VALUES = 4 * MAX_ITEMS
+"""The most values of any kind in one msgpack value, itself and the keys of maps counted."""
 
 _HEAD = struct.Struct("<8scBHHH")
 _SIZE = struct.Struct("<I")
 _RECORD_LEVEL = 3
+_HARMLESS_SIZE = 768  # so few bytes cannot declare more than 2 MiB of nested arrays, whatever they say
+
+
+def _layout(tag: int) -> tuple[int, int, int, int]:
+    """Return what follows a msgpack tag: width of a number, bytes, values, values for each one of the number."""
+    if tag in range(0x80, 0x90):
+        return 0, 0, 2 * (tag - 0x80), 0
+    if tag in range(0x90, 0xA0):
+        return 0, 0, tag - 0x90, 0
+    if tag in range(0xA0, 0xC0):
+        return 0, tag - 0xA0, 0, 0
+    sizes = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+    widths = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+    each = {0xDC: 1, 0xDD: 1, 0xDE: 2, 0xDF: 2}
+    return widths.get(tag, 0), sizes.get(tag, 0), 0, each.get(tag, 0)  # extensions: refused by the parser
+
+
+_LAYOUT = tuple(map(_layout, range(256)))
 
 
 class Kind(bytes, Enum):
@@ -74,14 +95,15 @@ def check_head(data: Buffer, kind: Kind) -> None:
     """Check the head of an object that should be of `kind`.
 
     Raises:
-        DamagedObject: not one of our objects, or of another kind.
+        ForeignObject: not an object of a store at all.
+        DamagedObject: cut short, or of another kind.
         UnsupportedStore: of a newer format version.
     """
+    if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)]:
+        raise ForeignObject("does not begin like an object of a checkpoint store")
     if len(data) < HEAD_SIZE:
         raise DamagedObject(f"only {len(data)} bytes long")
-    magic, found, version, major, minor, patch = _HEAD.unpack_from(data)
-    if magic != MAGIC:
-        raise DamagedObject("does not begin like an object of a checkpoint store")
+    _, found, version, major, minor, patch = _HEAD.unpack_from(data)
     if version != FORMAT_VERSION:
         raise UnsupportedStore(
             f"format version {version}, written by cas-checkpoint {major}.{minor}.{patch}; "
@@ -100,21 +122,46 @@ def pack_value(value: object) -> bytes:
 def unpack_value(data: Buffer) -> Any:  # noqa: ANN401 -- whatever the bytes say; callers check it with Fields
     """Return the one msgpack value that `data` consists of; anything else is `DamagedObject`.
 
-    Arrays come back as tuples. No extension types; at most `MAX_ITEMS` items in any array or map, so that
-    a few bytes cannot ask for much memory.
+    Arrays come back as tuples. No extension types; at most `MAX_ITEMS` items in any array or map and at most
+    `MAX_VALUES` values in all, so that a few bytes cannot ask for much memory.
     """
+    if len(data) > _HARMLESS_SIZE:
+        _check_amount(data)
+    most = min(MAX_ITEMS, len(data))  # an item has at least one byte
     try:
         return msgpack.unpackb(
             data,
             raw=False,
             use_list=False,
             strict_map_key=False,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
+            max_array_len=most,
+            max_map_len=most,
             max_ext_len=0,
+            ext_hook=_no_extension,
         )
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise DamagedObject(f"cannot be parsed ({type(error).__name__}: {error})") from error
+
+
+def _no_extension(code: int, _: bytes) -> None:
+    raise ValueError(f"extension type {code}")
+
+
+def _check_amount(data: Buffer) -> None:
+    """Refuse all but one msgpack value of at most `MAX_VALUES` parts, before anything is made of it."""
+    at, owed, seen = 0, 1, 0
+    while owed:
+        if at >= len(data) or seen == MAX_VALUES:
+            raise DamagedObject(f"cannot be parsed (cut short, or more than {MAX_VALUES} values)")
+        width, size, values, each = _LAYOUT[data[at]]
+        if width:
+            number = int.from_bytes(data[at + 1 : at + 1 + width], "big")
+            size, values = (0, number * each) if each else (number, 0)
+        at += 1 + width + size
+        owed += values - 1
+        seen += 1
+    if at != len(data):
+        raise DamagedObject("cannot be parsed (cut short, or followed by other bytes)")
 
 
 def encode_record(kind: Kind, body: Mapping[str, object], *, limit: int = MAX_RECORD_SIZE) -> bytes:

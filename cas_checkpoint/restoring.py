@@ -72,13 +72,16 @@ def restore(
 
 
 def _selected(entries: Iterable[Entry], paths: Sequence[bytes] | None) -> list[Entry]:
-    """Return the entries at or below one of `paths`, all if that is None; a path that fits none is an error."""
+    """Return the entries at or below one of `paths`, all if that is None; a path that fits none is an error.
+
+    The empty path is that of the saved directory itself, and so fits all.
+    """
     if paths is None:
         return list(entries)
     found: dict[bytes, bool] = dict.fromkeys(paths, False)
     selected = []
     for entry in entries:
-        fitting = [path for path in found if entry.path == path or entry.path.startswith(path + b"/")]
+        fitting = [path for path in found if not path or entry.path == path or entry.path.startswith(path + b"/")]
         found.update(dict.fromkeys(fitting, True))
         if fitting:
             selected.append(entry)

@@ -331,8 +331,8 @@ class _Attempt:
     def _keep(self, lower: SnapshotReader, content: Content, packer: Packer) -> None:
         """Make the new snapshot hold a content of the lower one, copying only what is not known to be in the store."""
         refs = list(lower.refs(content, lists=True))
-        missing = packer.rely_on(ref.chunk for ref in refs)
-        wanted = list({ref.chunk: ref for ref in refs if ref.chunk in set(missing)}.values())
+        missing = set(packer.rely_on(ref.chunk for ref in refs))
+        wanted = list({ref.chunk: ref for ref in refs if ref.chunk in missing}.values())
         for chunk in lower.chunks(wanted):
             packer.store(chunk)
         self._counts["chunks"] += len(refs)

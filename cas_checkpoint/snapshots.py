@@ -10,7 +10,7 @@ from typing import BinaryIO, Union, cast
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import Commit, SaveStats
-from cas_checkpoint.errors import DamagedObject, EntryNotFound
+from cas_checkpoint.errors import DamagedObject, EntryNotFound, InvalidArgument, InvalidArgumentType
 from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.manifests import Entry, EntryType
 from cas_checkpoint.monitor import Notice
@@ -26,7 +26,12 @@ _READ_AHEAD = 2**20
 
 def entry_path(path: PathArgument) -> bytes:
     """Return a path as entries have it: bytes, without a leading `./` or a trailing `/`."""
-    return os.fsencode(path).removeprefix(b"./").rstrip(b"/")
+    try:
+        return os.fsencode(path).removeprefix(b"./").rstrip(b"/")
+    except TypeError as error:
+        raise InvalidArgumentType(f"a path must be str, bytes or os.PathLike, not {path!r}") from error
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"not a path that a snapshot can hold: {path!r}") from error
 
 
 class Snapshot:

@@ -15,7 +15,7 @@ from cas_checkpoint.commits import MAX_MESSAGE_SIZE, Commit, CommitKey, State, c
 from cas_checkpoint.errors import (
     AmbiguousReference,
     CasCheckpointError,
-    DamagedObject,
+    ForeignObject,
     InvalidArgument,
     InvalidArgumentType,
     MissingObject,
@@ -41,7 +41,7 @@ __all__ = ["Store", "StoreInfo"]
 _INDEX_LIMIT = 4 * 2**20  # chunks known at once: about 220 MB
 _READERS = 16  # commits read at once
 _MIN_PREFIX = 4
-_ID_DIGITS = 32
+_SEQUENCE_DIGITS = 16
 
 
 class StoreInfo(NamedTuple):
@@ -196,6 +196,8 @@ class Store:
             self._level,
             self._workers,
         )
+        if onto is not None and not isinstance(onto, Snapshot):
+            raise InvalidArgumentType(f"onto must be a Snapshot, not {onto!r}; get it with Store.snapshot")
         check_features(self._header, "write")
         self._check_outside(source)
         saver = Saver(
@@ -216,7 +218,10 @@ class Store:
         root = os.path.realpath(self._backend.root)
         for value in source.values() if isinstance(source, Mapping) else [source]:
             if isinstance(value, (str, os.PathLike)):
-                place = os.path.realpath(value)
+                try:
+                    place = os.path.realpath(value)
+                except ValueError:  # not a path at all: the walker says so
+                    continue
                 if os.path.commonpath([root, place]) == place:
                     raise InvalidArgument(f"the store {root} lies within {place}, which is to be saved; move it out")
 
@@ -328,7 +333,7 @@ class Store:
                 hint = f"there are {', '.join(f'{name}@latest' for name in others)}" if others else "the store is empty"
                 raise SnapshotNotFound(f"the series {series!r} has no snapshot; {hint}")
             return found
-        if not which.isdecimal():
+        if not (which.isascii() and which.isdecimal() and len(which) <= _SEQUENCE_DIGITS):
             raise SnapshotNotFound(f"{series}@{which} is no snapshot: after @ comes 'latest' or a number")
         keys = [key for key in list_commits(self._backend, series) if key.sequence == int(which)]
         return self._only(f"{series}@{which}", keys, f"'list --series {series}' shows all there are")
@@ -376,6 +381,8 @@ class Store:
             raise InvalidArgument("exact=True restores whole snapshots: it cannot be combined with paths")
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise InvalidArgumentType("paths must be a sequence of paths, not a single one")
+        if not isinstance(target, (str, os.PathLike)):
+            raise InvalidArgumentType(f"target must be a path as text, not {target!r}")
         return restore(
             self.snapshot(ref).reader(),
             target,
@@ -425,10 +432,10 @@ def _read_header(backend: Backend) -> Header | None:
                 "restore that small object from a copy of the store"
             ) from error
         return None
-    except DamagedObject as error:
-        if "does not begin" in error.reason and not _has_objects(backend):
-            raise NotAStore(f"{backend.url} holds {HEADER_KEY}, which is not the header of a store") from error
-        raise
+    except ForeignObject as error:
+        if _has_objects(backend):
+            raise
+        raise NotAStore(f"{backend.url} holds {HEADER_KEY}, which is not the header of a store") from error
 
 
 def _has_objects(backend: Backend) -> bool:
@@ -471,8 +478,8 @@ def _text(name: str, value: object) -> str:
 
 
 def _tags(value: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(value, (str, bytes)):
-        raise InvalidArgumentType("tags must be a sequence of texts, not a single one")
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidArgumentType(f"tags must be a sequence of texts, not {value!r}")
     tags = tuple(_text("a tag", tag) for tag in value)
     if len(tags) > MAX_ITEMS:
         raise InvalidArgument(f"at most {MAX_ITEMS} tags are allowed")
@@ -480,10 +487,16 @@ def _tags(value: Sequence[str]) -> tuple[str, ...]:
 
 
 def _metrics(value: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentType(f"metrics must be numbers by name, not {value!r}")
     metrics = {}
     for name, number in value.items():
         try:
             metrics[_text("the name of a metric", name)] = float(number)
+        except OverflowError as error:
+            raise InvalidArgument(f"the metric {name!r} is larger than a float can be") from error
+        except InvalidArgument:
+            raise
         except (TypeError, ValueError) as error:
             raise InvalidArgumentType(f"the metric {name!r} must be a number, not {number!r}") from error
     if len(metrics) > MAX_ITEMS:

@@ -17,6 +17,7 @@ from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Batch, Packer
 __all__ = ["MetadataStream", "Readable", "Stream", "StreamReader", "store_content"]
 
 _BUFFER_SIZE = 8 * 2**20
+_READ_SIZE = 2**20  # read at once, so that progress is told often enough
 _METADATA_BUFFER = 2**20
 
 
@@ -106,13 +107,8 @@ class StreamReader:
         stream = Stream()
         start = self._filling.fill
         while True:
+            ended = self._fill(source, stream, progress)
             filling = self._filling
-            room = self._size - filling.fill
-            count = source.readinto(filling.view[filling.fill :]) if room else 0
-            filling.fill += count
-            stream.size += count
-            progress(count)
-            ended = bool(room) and count < room
             start = filling.add(stream, start, self._cut(filling, start, ended=ended))
             if ended:
                 break
@@ -122,6 +118,19 @@ class StreamReader:
         if self.held_chunks >= MAX_BATCH_CHUNKS:
             self.flush()
         return stream
+
+    def _fill(self, source: Readable, stream: Stream, progress: Callable[[int], None]) -> bool:
+        """Read until the buffer is full or the stream has ended; tell whether it has."""
+        filling = self._filling
+        while filling.fill < self._size:
+            room = min(_READ_SIZE, self._size - filling.fill)
+            count = source.readinto(filling.view[filling.fill : filling.fill + room])
+            filling.fill += count
+            stream.size += count
+            progress(count)
+            if count < room:
+                return True
+        return False
 
     def _cut(self, filling: _Filling, start: int, *, ended: bool) -> list[int]:
         size = filling.fill - start

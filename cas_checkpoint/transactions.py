@@ -50,7 +50,7 @@ def read_header(backend: Backend) -> Header:
     try:
         return Header.decode(data)
     except DamagedObject as error:
-        raise DamagedObject(error.reason, key=HEADER_KEY) from error
+        raise type(error)(error.reason, key=HEADER_KEY) from error
 
 
 # --- commits ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from cas_checkpoint.errors import (
 from cas_checkpoint.footers import read_footer, read_index_footers
 from cas_checkpoint.headers import HEADER_KEY, Header
 from cas_checkpoint.ids import ChunkId, PackId, TransactionId, chunk_id, is_hex_id
+from cas_checkpoint.index import ids_array
 from cas_checkpoint.manifests import ChunkRef
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import PREFIX_SIZE, Footer
@@ -96,7 +98,9 @@ class _Verifier:
         self._readers: list[SnapshotReader] = []
         self._users: dict[PackId, list[str]] = {}
         self._footers: dict[PackId, Footer] = {}
+        self._copies: dict[PackId, Footer] = {}  # from the index, of packs whose own footers are not to be had
         self._bytes_read = 0
+        self._lock = threading.Lock()
 
     def run(self, *, data: bool) -> VerifyReport:
         listed = {info.key: info.size for info in self._backend.list("")}
@@ -194,7 +198,9 @@ class _Verifier:
                 continue
             for footer in footers:
                 known = self._footers.get(footer.pack)
-                if known is not None and known.encoded != footer.encoded:
+                if known is None and footer.pack in self._users:
+                    self._copies.setdefault(footer.pack, footer)
+                elif known is not None and known.encoded != footer.encoded:
                     self._problem(key, f"contradicts the footer of {pack_key(footer.pack)}")
 
     def _is_garbage(self, key: str) -> bool:
@@ -209,15 +215,17 @@ class _Verifier:
 
     # --- data ---
 
-    def _check_data(self) -> frozenset[ChunkId]:
-        """Read all packs; return the chunks that are lost."""
-        self._monitor.total(sum(footer.pack_size for footer in self._footers.values()))
-        bad: set[ChunkId] = set()
+    def _check_data(self) -> frozenset[tuple[PackId, ChunkId]]:
+        """Read all packs; return the chunks that are damaged, each with its pack: another may hold it whole."""
+        footers = self._footers | self._copies
+        self._monitor.total(sum(footer.pack_size for footer in footers.values()))
+        bad: set[tuple[PackId, ChunkId]] = set()
         with ThreadPoolExecutor(self._workers) as pool:
-            for pack, result in zip(self._footers, pool.map(self._check_pack, self._footers.values()), strict=True):
+            for pack, result in zip(footers, pool.map(self._check_pack, footers.values()), strict=True):
                 for chunk, reason in result:
-                    bad.add(chunk)
-                    self._problem(pack_key(pack), f"chunk {chunk.hex()}: {reason}", self._users[pack])
+                    bad.add((pack, chunk))
+                    if pack in self._footers:  # else the pack as a whole was told already
+                        self._problem(pack_key(pack), f"chunk {chunk.hex()}: {reason}", self._users[pack])
         return frozenset(bad)
 
     def _check_pack(self, footer: Footer) -> list[tuple[ChunkId, str]]:
@@ -237,19 +245,20 @@ class _Verifier:
                 reason = _blob_fault(decoder, footer, row, view[offset : offset + int(footer.stored_sizes[row])])
                 if reason:
                     bad.append((ChunkId(bytes(footer.ids[row])), reason))
-            self._bytes_read += size
-            self._monitor.read(size)
+            with self._lock:
+                self._bytes_read += size
+                self._monitor.read(size)
         return bad
 
-    def _check_entries(self, reader: SnapshotReader, bad: frozenset[ChunkId]) -> None:
+    def _check_entries(self, reader: SnapshotReader, bad: frozenset[tuple[PackId, ChunkId]]) -> None:
         """Find the files of a snapshot that need a lost chunk, or one that no pack holds."""
         snapshot = reader.key.transaction.hex()
         try:
-            lost = list(_lost_paths(reader, bad))
+            lost = list(_lost_paths(reader, _lost_chunks(reader, bad)))
         except SnapshotForgotten:
             return
         except CasCheckpointError as error:
-            if not bad and not any(snapshot in problem.snapshots for problem in self._problems):
+            if not any(snapshot in problem.snapshots for problem in self._problems):
                 self._problem(str(reader.key), error, [snapshot])
             self._lost.append(AffectedPath(snapshot, ""))
             return
@@ -281,6 +290,17 @@ def _blob_fault(decoder: Decoder, footer: Footer, row: int, blob: memoryview) ->
     if blob_check(blob[0], blob[1:]) != int(footer.checks[row]) or chunk_id(plain) != bytes(footer.ids[row]):
         return "its bytes are not those that were stored"
     return ""
+
+
+def _lost_chunks(reader: SnapshotReader, bad: frozenset[tuple[PackId, ChunkId]]) -> frozenset[ChunkId]:
+    """Return those of the damaged chunks that the snapshot's reader would take from where they are damaged."""
+    if not bad:
+        return frozenset()
+    packs, chunks = zip(*bad, strict=True)
+    index = reader.index()
+    found = index.locate(ids_array(b"".join(chunks)))
+    rows = zip(packs, chunks, found.found.tolist(), found.packs.tolist(), strict=True)
+    return frozenset(chunk for pack, chunk, is_there, number in rows if is_there and index.packs[number] == pack)
 
 
 def _lost_paths(reader: SnapshotReader, bad: frozenset[ChunkId]) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ COMPLETE = [
     "overlays",
 ]
 """Modules of the format: every branch is tested."""
+FULL = 100
 REST = 90
 """The least percentage over everything."""
 
@@ -37,8 +38,8 @@ def main() -> int:
     poor = []
     for name in COMPLETE:
         percent = coverage.report(include=[f"*/cas_checkpoint/{name}.py"], file=io.StringIO())
-        if percent < 100:
-            poor.append(f"{name}: {percent:.1f} % of 100 %")
+        if percent < FULL:
+            poor.append(f"{name}: {percent:.1f} % of {FULL} %")
     if total < REST:
         poor.append(f"everything: {total:.1f} % of {REST} %")
     for line in poor:

@@ -62,7 +62,7 @@ class PlainFolder:
             file_system, root = self._connect()
             try:
                 return cast("BinaryIO", file_system.open(f"{root}/{name}", "rb"))
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError, NotADirectoryError):  # the root may be a file itself
                 if name != _last(root):
                     raise
                 return cast("BinaryIO", file_system.open(root, "rb"))

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from cas_checkpoint.cli.progress import Totals
 
@@ -17,6 +25,8 @@ class Bars(Progress):
 
     def __init__(self, totals: Totals, *, read: str, wrote: str) -> None:
         """Prepare the bars that have a title."""
+        self._totals = totals
+        self._sizes: dict[TaskID, Callable[[], int]] = {}
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -26,12 +36,10 @@ class Bars(Progress):
             console=Console(stderr=True),
             transient=True,
         )
-        self._totals = totals
-        sizes: list[tuple[str, Callable[[], int]]] = [
-            (read, lambda: totals.read_size),
-            (wrote, lambda: totals.written_size),
-        ]
-        self._sizes = {self.add_task(title, total=None): size for title, size in sizes if title}
+        if read:
+            self._sizes[self.add_task(read, total=None)] = lambda: totals.read_size
+        if wrote:
+            self._sizes[self.add_task(wrote, total=None)] = lambda: totals.written_size
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Draw the bars as things stand."""

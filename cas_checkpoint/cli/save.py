@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
 import cas_checkpoint
 from cas_checkpoint.cli.documents import notices_document, snapshot_document
+from cas_checkpoint.cli.interrupts import InterruptibleReader
 from cas_checkpoint.cli.output import Terminal
 from cas_checkpoint.cli.progress import watch
 from cas_checkpoint.cli.text import counted, size_text
@@ -17,8 +19,6 @@ from cas_checkpoint.cli.verbs import WARNED, Verb, verb
 from cas_checkpoint.errors import CasCheckpointError
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
     from cas_checkpoint import Snapshot, Store
 
 __all__ = ["save_command"]
@@ -78,7 +78,7 @@ def save_command(
     If PATH is -, what comes from stdin is saved as the file _dst_cp. A store that does not exist is created. The new
     snapshot's id is written to stdout.
     """
-    source = _stdin() if path == "-" else path
+    source = click.get_current_context().with_resource(_stdin()) if path == "-" else path
     terminal.outcome = lambda: "nothing was committed"
     store = cas_checkpoint.Store.open(url, create=True)
     began = datetime.now(timezone.utc)
@@ -100,10 +100,13 @@ def save_command(
     return WARNED if snapshot.warnings else 0
 
 
-def _stdin() -> BinaryIO:
+def _stdin() -> io.IOBase:
     if sys.stdin is None:
         raise click.UsageError("there is no stdin to save")
-    return sys.stdin.buffer
+    try:
+        return InterruptibleReader(sys.stdin.fileno())
+    except OSError:  # it is no file: somebody else runs the command within a program
+        return cast("io.IOBase", sys.stdin.buffer)
 
 
 def _outcome(store: Store, series: str, given: tuple[int | None, tuple[str, ...], str], began: datetime) -> str:

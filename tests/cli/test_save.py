@@ -18,7 +18,7 @@ def test_creates_the_store_and_writes_the_id(cli, place, tree):
 
 
 def test_saves_what_is_said_about_a_snapshot(cli, place, tree):
-    result = cli("save", tree, "--series", "run", "--step", -3, "--tag", "a", "--tag", "b c", "--message", "m",
+    result = cli("save", tree, "--series", "run", "--step", "-3", "--tag", "a", "--tag", "b c", "--message", "m",
                  "--metric", "loss=0.25", "--metric", "x=y=nan")  # fmt: skip
     assert result.exit_code == 0, result.output
     snapshot = Store.open(place).latest("run")
@@ -158,7 +158,7 @@ def test_progress_on_a_terminal(on_terminal, place):
     run = on_terminal("save", "-")
     run.process.stdin.write(os.urandom(2**21))
     run.process.stdin.flush()
-    run.read_until(b"read", b"new in the store", b"2.0 MiB")
+    run.read_until(b"read", b"new in the store", b"2.0/? MiB")
     assert run.finish() == 0
     snapshot = Store.open(place).latest()
     assert snapshot.stats.logical_size == 2**21

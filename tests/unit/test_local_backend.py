@@ -362,7 +362,7 @@ def test_links_are_no_objects(backend, root, tmp_path):
     os.symlink(".", root / "packs/loop")
     assert keys(backend) == ["packs/00"]
     for call in (lambda: backend.get("packs/01", max_size=100), lambda: backend.size("packs/01")):
-        with pytest.raises(StorageError, match="put the (file|object) itself in its place"):
+        with pytest.raises(StorageError, match=r"put the (file|object) itself in its place"):
             call()
 
 

@@ -1,0 +1,354 @@
+"""What a verification finds, what it says is lost, and what it holds to be no damage at all."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from cas_checkpoint import packing
+from cas_checkpoint.commits import Commit, CommitKey, State
+from cas_checkpoint.headers import HEADER_KEY, Header
+from cas_checkpoint.ids import StoreId, TransactionId, digest
+from cas_checkpoint.manifests import Content, Entry, EntryType, Manifest, encode_entry
+from cas_checkpoint.marks import Mark, mark_key
+from cas_checkpoint.monitor import Monitor
+from cas_checkpoint.store import Store
+from cas_checkpoint.verifying import AffectedPath, VerifyReport
+
+MIB = 2**20
+
+
+def noise(size, seed=0):
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store", create=True, durable=False, workers=2)
+
+
+def only(store, kind):
+    (found,) = store._backend.list(f"{kind}/")
+    return Path(store.url, found.key), found.key
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+# --- all is well --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_an_empty_store_is_well(store, data):
+    assert store.verify(data=data) == VerifyReport((), (), 0, 0, 0, 0, 0, 0)
+
+
+def test_counts(store, monkeypatch):
+    monkeypatch.setattr(packing, "PACK_SIZE", MIB)
+    store.save({"a": noise(5 * MIB)})
+    store.save(b"small")
+    report = store.verify()
+    assert report.ok
+    assert report.snapshots == 2
+    assert report.packs == store.info().objects["packs"][0] >= 4
+    assert report.chunks >= 6
+    assert 5 * MIB < report.bytes_read < 5.1 * MIB
+    structure = store.verify(data=False)
+    assert structure == report._replace(bytes_read=0)
+
+
+def test_monitor_is_told_of_progress_by_one_thread_at_a_time(store, monkeypatch):
+    monkeypatch.setattr(packing, "PACK_SIZE", 256 * 1024)
+
+    class Watching(Monitor):
+        ahead = done = inside = most = 0
+
+        def total(self, size):
+            self.ahead = size
+
+        def read(self, size):
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.done += size
+            self.inside -= 1
+
+    store.save(noise(9 * MIB))
+    monitor = Watching()
+    report = store.verify(monitor=monitor)
+    assert monitor.most == 1
+    assert monitor.done == report.bytes_read <= monitor.ahead
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cas-checkpoint")]
+
+
+def test_packs_larger_than_a_request_are_read_in_parts(store):
+    store.save(noise(40 * MIB))
+    report = store.verify()
+    assert report.ok
+    assert report.packs == 1
+    assert report.bytes_read > 40 * MIB
+
+
+def test_foreign_files_aborted_commits_and_marks_are_no_problem(store):
+    store.save(noise(200_000))
+    key = CommitKey("default", 9, TransactionId(b"\xab" * 16))
+    store._backend.put_if_absent(str(key), Commit(State.ABORTED, StoreId(bytes.fromhex(store.id)), key).encode())
+    store._backend.put_if_absent(mark_key(1), Mark(TransactionId(b"g" * 16), frozenset()).encode())
+    for name in ("README", "packs/readme", "index/readme", "notes/x", "packs/.tmp-0123"):
+        path = Path(store.url, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"mine")
+    report = store.verify()
+    assert report.ok
+    assert (report.snapshots, report.garbage_objects) == (1, 0)
+
+
+# --- garbage ------------------------------------------------------------------------------------
+
+
+def test_what_no_snapshot_needs_is_garbage_and_no_problem(store):
+    snapshot = store.save(noise(200_000))
+    store.save(b"small")
+    store._backend.delete(str(snapshot._record.key))
+    report = store.verify()
+    assert report.ok
+    assert report.garbage_objects == 2
+    sizes = store.info().objects
+    assert report.garbage_size == sizes["packs"][1] + sizes["manifests"][1]
+    again = store.save(noise(200_000))
+    assert again.stats.bytes_new == 0  # what was left is used
+    assert store.verify().garbage_objects == 1
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def test_a_missing_index_is_no_damage_and_a_damaged_one_loses_nothing(store, tmp_path):
+    data = noise(200_000)
+    snapshot = store.save(data)
+    path, key = only(store, "index")
+    flip(path, 60)
+    for deep in (True, False):
+        report = store.verify(data=deep)
+        assert [problem.key for problem in report.problems] == [key]
+        assert report.problems[0].snapshots == ()
+        assert report.lost == ()
+    assert snapshot.read_bytes("_dst_cp") == data
+    path.unlink()
+    assert store.verify().ok
+    assert store.latest().read_bytes("_dst_cp") == data
+
+
+def test_an_index_that_contradicts_a_pack_is_told(store, tmp_path):
+    from cas_checkpoint.footers import read_footer
+    from cas_checkpoint.ids import PackId
+    from cas_checkpoint.index import encode_index
+    from cas_checkpoint.packs import PackBuilder
+
+    snapshot = store.save(noise(200_000))
+    _, pack_key = only(store, "packs")
+    path, key = only(store, "index")
+    pack = PackId(bytes.fromhex(pack_key.partition("/")[2]))
+    real = read_footer(store._backend, pack)
+    builder = PackBuilder(pack)
+    builder.add(bytes(real.ids[0]), 0, b"x" * int(real.plain_sizes[0]), int(real.plain_sizes[0]), 0)
+    path.write_bytes(encode_index(TransactionId(bytes.fromhex(snapshot.id)), 0, [builder.finish()[0]]))
+    report = store.verify()
+    assert [(problem.key, "contradicts" in problem.message) for problem in report.problems] == [(key, True)]
+
+
+def test_one_flipped_bit_names_the_chunk_the_snapshots_and_the_files(store):
+    first = store.save({"a": noise(200_000, 1), "b": noise(200_000, 2), "c": b"small"})
+    second = store.save({"same": noise(200_000, 2)})
+    third = store.save({"other": noise(200_000, 3)})
+    packs = {ref.pack.hex() for ref in first.reader().manifest().packs}
+    (pack,) = packs
+    flip(Path(store.url, "packs", pack), 300_000)
+    assert store.verify(data=False).ok
+    report = store.verify()
+    (problem,) = report.problems
+    assert problem.key == f"packs/{pack}"
+    assert set(problem.snapshots) == {first.id, second.id}
+    assert set(report.lost) == {AffectedPath(first.id, "b"), AffectedPath(second.id, "same")}
+    assert third.read_bytes("other") == noise(200_000, 3)
+
+
+def test_of_two_copies_a_damaged_one_loses_only_what_relies_on_it(store):
+    data = noise(200_000)
+    first = store.save({"a": data})
+    for item in list(store._backend.list("index/")):  # so that the second one cannot know of it
+        store._backend.delete(item.key)
+    second = Store.open(store.url, durable=False).save({"a": data})
+    (pack,) = {ref.pack for ref in first.reader().manifest().packs}
+    flip(Path(store.url, "packs", pack.hex()), 1000)
+    report = store.verify()
+    assert [problem.snapshots for problem in report.problems] == [(first.id,)]
+    assert report.lost == (AffectedPath(first.id, "a"),)
+    assert second.read_bytes("a") == data
+
+
+def test_a_missing_pack(store, monkeypatch):
+    monkeypatch.setattr(packing, "PACK_SIZE", 128 * 1024)
+    good = store.save({"other": noise(200_000, 9)})
+    snapshot = store.save({"a": noise(200_000, 1), "b": noise(200_000, 2), "c": noise(200_000, 3)})
+    gone = snapshot.reader().manifest().packs[0].pack.hex()
+    Path(store.url, "packs", gone).unlink()
+    for deep in (True, False):
+        report = store.verify(data=deep)
+        assert [(problem.key, problem.snapshots) for problem in report.problems] == [(f"packs/{gone}", (snapshot.id,))]
+        assert report.problems[0].message == "is missing"
+    assert store.verify().lost == (AffectedPath(snapshot.id, "a"),)
+    assert snapshot.read_bytes("c") == noise(200_000, 3)
+    for item in list(store._backend.list("index/")):  # now nobody knows what lay in the pack
+        store._backend.delete(item.key)
+    assert store.verify().lost == (AffectedPath(snapshot.id, ""),)
+    assert good.read_bytes("other") == noise(200_000, 9)
+
+
+@pytest.mark.parametrize("kind", ["deleted", "altered", "exchanged"])
+def test_a_manifest_that_is_not_the_one_committed(store, kind):
+    good, snapshot = store.save(noise(200_000, 1)), store.save(noise(200_000, 2))
+    path = Path(store.url, "manifests", snapshot.id)
+    if kind == "deleted":
+        path.unlink()
+    elif kind == "altered":
+        flip(path, 60)
+    else:
+        path.write_bytes(Path(store.url, "manifests", good.id).read_bytes())
+    for deep in (True, False):
+        report = store.verify(data=deep)
+        assert [(problem.key, problem.snapshots) for problem in report.problems] == [
+            (f"manifests/{snapshot.id}", (snapshot.id,))
+        ]
+        assert report.snapshots == 1
+    assert good.read_bytes("_dst_cp") == noise(200_000, 1)
+
+
+def test_a_file_among_the_commits_that_is_no_commit(store):
+    store.save(b"x")
+    Path(store.url, "commits", "default", "note").write_bytes(b"mine")
+    for data in (True, False):
+        report = store.verify(data=data)
+        assert [problem.key for problem in report.problems] == ["commits/default/note"]
+
+
+def test_a_commit_of_another_store(store, tmp_path):
+    snapshot = store.save(b"x")
+    other = Store.open(tmp_path / "other", create=True, durable=False)
+    key = str(other.save(b"y")._record.key)
+    Path(store.url, key).write_bytes(Path(other.url, key).read_bytes())
+    report = store.verify()
+    assert [problem.key for problem in report.problems] == [key]
+    assert "belongs to the store" in report.problems[0].message
+    assert report.snapshots == 1
+    assert snapshot.read_bytes("_dst_cp") == b"x"
+
+
+@pytest.mark.parametrize("change", ["missing", "damaged", "another", "newer"])
+def test_the_header(store, change):
+    store.save(b"x")
+    path = Path(store.url, HEADER_KEY)
+    data = path.read_bytes()
+    if change == "missing":
+        path.unlink()
+    else:
+        other = Header(StoreId(b"o" * 16)).encode()
+        path.write_bytes({"damaged": data[:-1], "another": other, "newer": data[:9] + b"\7" + data[10:]}[change])
+    report = store.verify()
+    assert [problem.key for problem in report.problems] == [HEADER_KEY]
+    assert report.snapshots == 1
+
+
+def committed(store, *entries, count=None):
+    """Put a small snapshot with these entries into the store, as only a forger would write it."""
+    record = store.save(b"".join(encode_entry(entry) for entry in entries))._record
+    content = next(iter(store.snapshot(record.key.transaction.hex()).entries())).content
+    forged = Manifest.decode(record.inline.manifest)._replace(
+        entries=content, entry_count=len(entries) if count is None else count
+    )
+    manifest = forged.encode()
+    inline = record.inline._replace(manifest=manifest)
+    record = record._replace(manifest_digest=digest((manifest,)), manifest_size=len(manifest), inline=inline)
+    store._backend.put(str(record.key), [record.encode()])
+    return str(record.key), record.key.transaction.hex()
+
+
+EMPTY = Content(0, 0, b"")
+NO_CHUNK = b"x" * 32 + b"\5\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("entries", "lost"),
+    [
+        ([Entry(b"../up", EntryType.FILE, content=EMPTY)], ""),
+        ([Entry(b"b", EntryType.FILE, content=EMPTY), Entry(b"a", EntryType.FILE, content=EMPTY)], ""),
+        ([Entry(b"a", EntryType.FILE, size=5, content=Content(5, 0, NO_CHUNK))], "a"),
+        ([Entry(b"a", EntryType.FILE, size=5, content=Content(5, 2, NO_CHUNK))], "a"),
+        ([Entry(b"a", EntryType.FILE, size=6, content=Content(6, 0, NO_CHUNK))], "a"),
+    ],
+)
+@pytest.mark.parametrize("beside_other_damage", [False, True])
+def test_a_snapshot_that_contradicts_itself_is_found(store, entries, lost, beside_other_damage):
+    other = store.save({"other": noise(200_000)})
+    if beside_other_damage:
+        path, _ = only(store, "packs")
+        flip(path, 1000)
+    key, snapshot = committed(store, *entries)
+    report = store.verify()
+    assert (key, (snapshot,)) in [(problem.key, problem.snapshots) for problem in report.problems]
+    assert AffectedPath(snapshot, lost) in report.lost
+    assert (AffectedPath(other.id, "other") in report.lost) is beside_other_damage
+
+
+def test_fewer_entries_than_the_manifest_says(store):
+    key, snapshot = committed(store, Entry(b"a", EntryType.FILE, content=EMPTY), count=2)
+    report = store.verify()
+    assert [(problem.key, problem.snapshots) for problem in report.problems] == [(key, (snapshot,))]
+
+
+def test_a_pack_that_cannot_be_read_is_reported_and_the_rest_is_checked(store, monkeypatch):
+    monkeypatch.setattr(packing, "PACK_SIZE", 256 * 1024)
+    snapshot = store.save({"a": noise(MIB, 1)})
+    packs = [ref.pack.hex() for ref in snapshot.reader().manifest().packs]
+    for pack in packs[:2]:
+        path = Path(store.url, "packs", pack)
+        size = path.stat().st_size
+        os.truncate(path, size - 1)
+    report = store.verify()
+    assert {problem.key for problem in report.problems} == {f"packs/{pack}" for pack in packs[:2]}
+    assert report.packs == len(packs)
+
+
+@pytest.mark.parametrize("damage", [0, 1])
+def test_a_pack_with_a_damaged_end_is_checked_by_the_copy_of_its_footer(store, damage):
+    snapshot = store.save({"a": noise(200_000, 1), "b": noise(200_000, 2)})
+    path, key = only(store, "packs")
+    flip(path, -1)
+    if damage:
+        flip(path, 300_000)
+    report = store.verify()
+    assert [problem.key for problem in report.problems] == [key]
+    assert report.lost == ((AffectedPath(snapshot.id, "b"),) if damage else ())
+    assert snapshot.read_bytes("a") == noise(200_000, 1)
+
+
+def test_a_snapshot_that_is_forgotten_meanwhile_is_no_problem(store):
+    snapshot = store.save(noise(200_000))
+
+    class Forgetting(type(store._backend)):
+        def list(self, prefix):
+            found = list(super().list(prefix))
+            self.delete(str(snapshot._record.key))
+            self.delete(f"manifests/{snapshot.id}")
+            return iter(found)
+
+    store._backend = Forgetting(store.url, durable=False)
+    report = store.verify()
+    assert report.ok
+    assert report.snapshots == 0
