@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from cas_checkpoint.commits import check_series
-from cas_checkpoint.errors import InvalidArgument, InvalidArgumentType
+from cas_checkpoint.errors import InvalidArgument, InvalidArgumentType, StoreNotFound
 from cas_checkpoint.ids import Buffer
 from cas_checkpoint.monitor import Monitor, Notice
-from cas_checkpoint.places import Place, SharedStore, StoreAccess
+from cas_checkpoint.places import Home, Place, SharedStore, StoreAccess
 from cas_checkpoint.previous import Previous
 from cas_checkpoint.sessions import Session, TemporaryFolder
 from cas_checkpoint.snapshots import Snapshot
@@ -245,8 +245,15 @@ class SyncCheckpoint(Checkpoint):
                 session.home = self._dest.settle()
             home = session.home
             if self._accumulate:
-                return home.store.save(source, series=home.series, onto=home.latest(), monitor=_LogMonitor())
-        return home.store.save(source, series=home.series, monitor=_LogMonitor())
+                return self._save(session, home, source, home.latest())
+        return self._save(session, home, source)
+
+    def _save(self, session: Session, home: Home, source: Source, onto: Snapshot | None = None) -> Snapshot:
+        try:
+            return home.store.save(source, series=home.series, onto=onto, monitor=_LogMonitor())
+        except StoreNotFound:  # it was removed; the next save makes it again
+            session.home = None
+            raise
 
 
 class _LogMonitor(Monitor):

@@ -27,7 +27,7 @@ class ChunkerParameters(NamedTuple):
         normal_size: where the stricter mask gives way to the looser one; the mean is near this plus `min_size`.
         max_size: no chunk is longer.
         normalization: the level of normalized chunking, 0 to 3.
-        seed: 64 bits xor-ed into the gear table; 0 in a store that is not encrypted.
+        seed: 63 bits xor-ed into the gear table; 0 in a store that is not encrypted.
     """
 
     algorithm: str

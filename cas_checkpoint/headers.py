@@ -83,7 +83,7 @@ def _chunker(fields: Fields) -> ChunkerParameters:
         fields.integer("normal_size", low=256, high=2**22),
         fields.integer("max_size", low=1024, high=2**24),
         fields.integer("normalization", high=3),
-        fields.integer("seed", high=2**64 - 1),
+        fields.integer("seed"),
     )
     if not parameters.min_size <= parameters.normal_size <= parameters.max_size:
         raise DamagedObject(f"impossible chunker parameters {tuple(parameters)}")

@@ -359,7 +359,7 @@ class EntryReader:
     def __init__(self) -> None:
         """Begin a stream."""
         self._rest = b""
-        self._last = b""
+        self._last: Entry | None = None
         self._count = 0
 
     def feed(self, piece: Buffer) -> Iterator[Entry]:
@@ -378,10 +378,14 @@ class EntryReader:
         self._rest = data[start:]
 
     def _next(self, entry: Entry) -> Entry:
-        key = order(entry.path)
-        if self._count and key <= self._last:
-            raise DamagedObject(f"entries out of order at {entry.path[:200]!r}")
-        self._last, self._count = key, self._count + 1
+        last = self._last
+        if last is not None:
+            if order(entry.path) <= order(last.path):
+                raise DamagedObject(f"entries out of order at {entry.path[:200]!r}")
+            # What a directory contains comes directly after it, so the last entry is the only one to ask.
+            if last.type is not EntryType.DIRECTORY and entry.path.startswith(last.path + b"/"):
+                raise DamagedObject(f"an entry in what is no directory: {entry.path[:200]!r}")
+        self._last, self._count = entry, self._count + 1
         return entry
 
     def finish(self, count: int) -> None:

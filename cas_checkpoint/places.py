@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 from cas_checkpoint.backends import Backend, open_backend
+from cas_checkpoint.commits import check_series
 from cas_checkpoint.errors import DamagedObject, NotAStore, ObjectNotFound, StoreNotFound
 from cas_checkpoint.headers import HEADER_KEY
 from cas_checkpoint.ids import StoreId
@@ -125,6 +126,7 @@ class Place:
         if own is not None:  # the shared store is here
             return Home(own, self._series)
         pointer = Pointer(shared.url, StoreId(bytes.fromhex(shared.id)), _new_series(self.url))
+        check_series(self._series_below(pointer))
         if self._access.backend(self.url).put_if_absent(POINTER_KEY, pointer.encode()):
             return Home(shared, self._series_below(pointer))
         return self.settle()  # somebody else was first

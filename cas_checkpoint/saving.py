@@ -24,7 +24,7 @@ from cas_checkpoint.commits import (
     manifest_key,
     pack_key,
 )
-from cas_checkpoint.errors import CasCheckpointError, SaveAborted, SourceError
+from cas_checkpoint.errors import CasCheckpointError, ObjectNotFound, SaveAborted, SourceError, StoreNotFound
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import PackId, TransactionId, digest
 from cas_checkpoint.index import encode_index
@@ -36,7 +36,14 @@ from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Packer
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.sources import Source, SourceItem, Walker, is_rereadable
 from cas_checkpoint.streams import MetadataStream, Stream, StreamReader, store_content
-from cas_checkpoint.transactions import commit, condemned_packs, list_commits, next_sequence, random_id
+from cas_checkpoint.transactions import (
+    commit,
+    condemned_packs,
+    list_commits,
+    next_sequence,
+    random_id,
+    read_header,
+)
 
 __all__ = ["OnError", "SaveOptions", "Saver"]
 
@@ -95,7 +102,10 @@ class Saver:
         """
         started, now_ns = time.monotonic(), time.time_ns()
         walker = Walker(source, owner=self.options.owner, now_ns=now_ns, problem=self.problem, notice=self.notice)
-        sequence = next_sequence(list_commits(self.backend, self.options.series))
+        earlier = list(list_commits(self.backend, self.options.series))
+        if not earlier:
+            self._check_store()
+        sequence = next_sequence(earlier)
         condemned: frozenset[PackId] = frozenset()
         for _ in range(_MAX_ATTEMPTS):
             self.notices.clear()
@@ -113,6 +123,15 @@ class Saver:
             if not is_rereadable(source):
                 break
         raise SaveAborted("packs that the save relied on are being collected; no snapshot was made: save again")
+
+    def _check_store(self) -> None:
+        """Make sure that the store was not removed since it was opened: nobody would find the snapshot again."""
+        try:
+            found = read_header(self.backend).store
+        except ObjectNotFound as error:
+            raise StoreNotFound(f"the store {self.backend.url} is gone; open it again with create=True") from error
+        if found != self.header.store:
+            raise StoreNotFound(f"another store has the place of the one at {self.backend.url}; open it again")
 
     def notice(self, notice: Notice) -> None:
         """Pass a warning on, and remember it for the snapshot."""

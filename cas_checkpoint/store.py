@@ -25,7 +25,7 @@ from cas_checkpoint.errors import (
     StoreNotFound,
 )
 from cas_checkpoint.headers import HEADER_KEY, Header, check_features
-from cas_checkpoint.ids import PackId, StoreId, TransactionId
+from cas_checkpoint.ids import PackId, StoreId, TransactionId, is_hex_id
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.records import MAX_ITEMS
@@ -41,6 +41,7 @@ __all__ = ["Store", "StoreInfo"]
 _INDEX_LIMIT = 4 * 2**20  # chunks known at once: about 220 MB
 _READERS = 16  # commits read at once
 _MIN_PREFIX = 4
+_NAMED = ("manifests/", "packs/")  # of objects with random names
 _SEQUENCE_DIGITS = 16
 
 
@@ -439,7 +440,10 @@ def _read_header(backend: Backend) -> Header | None:
 
 
 def _has_objects(backend: Backend) -> bool:
-    return any(next(iter(backend.list(prefix)), None) for prefix in ("commits/", "manifests/", "packs/"))
+    """Tell whether there is any object that only a store has; a folder of somebody else's may have its names."""
+    if next(list_commits(backend), None):
+        return True
+    return any(is_hex_id(info.key.partition("/")[2]) for prefix in _NAMED for info in backend.list(prefix))
 
 
 def _create(backend: Backend) -> Header:

@@ -22,7 +22,7 @@ from cas_checkpoint.footers import read_footer, read_index_footers
 from cas_checkpoint.headers import HEADER_KEY, Header
 from cas_checkpoint.ids import ChunkId, PackId, TransactionId, chunk_id, is_hex_id
 from cas_checkpoint.index import ids_array
-from cas_checkpoint.manifests import ChunkRef
+from cas_checkpoint.manifests import ChunkRef, Entry, EntryType
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import PREFIX_SIZE, Footer
 from cas_checkpoint.reading import MAX_REQUEST, SnapshotReader
@@ -307,7 +307,10 @@ def _lost_paths(reader: SnapshotReader, bad: frozenset[ChunkId]) -> Iterator[tup
     """Yield the files that need a lost chunk, or one that no pack holds, and what is wrong with each."""
     gathered: list[tuple[str, list[ChunkRef]]] = []
     count = 0
+    links: list[Entry] = []
     for entry in reader.entries():
+        if entry.type is EntryType.HARDLINK:
+            links.append(entry)
         if entry.content is None:
             continue
         try:
@@ -324,6 +327,18 @@ def _lost_paths(reader: SnapshotReader, bad: frozenset[ChunkId]) -> Iterator[tup
             yield from _unreadable(reader, gathered)
             gathered, count = [], 0
     yield from _unreadable(reader, gathered)
+    yield from _loose(reader, links)
+
+
+def _loose(reader: SnapshotReader, links: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    """Yield those of the hard links that are linked to no file of the snapshot."""
+    targets = {link.target for link in links}
+    if not targets:
+        return
+    files = {entry.path for entry in reader.entries() if entry.type is EntryType.FILE and entry.path in targets}
+    for link in links:
+        if link.target not in files:
+            yield link.name, "is linked to a file that the snapshot does not hold"
 
 
 def _unreadable(reader: SnapshotReader, files: Sequence[tuple[str, list[ChunkRef]]]) -> Iterator[tuple[str, str]]:

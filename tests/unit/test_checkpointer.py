@@ -27,6 +27,7 @@ from cas_checkpoint.errors import (
     SnapshotForgotten,
     SourceUnreadable,
     StorageError,
+    StoreNotFound,
     TargetObstructed,
 )
 from cas_checkpoint.store import Store
@@ -730,3 +731,13 @@ def test_a_subclass_may_name_things_otherwise(dest):
     path = mine.restore()
     assert path.name == "restored"
     assert names(path) == ["state"]
+
+
+def test_a_destination_that_is_removed_is_made_again_by_the_save_after_the_one_that_tells(tmp_path):
+    checkpoint = SyncCheckpoint(tmp_path / "dest", durable=False)
+    checkpoint.write(b"1")
+    shutil.rmtree(tmp_path / "dest")
+    with pytest.raises(StoreNotFound, match="is gone"):
+        checkpoint.write(b"2")
+    checkpoint.write(b"3")
+    assert SyncCheckpoint(tmp_path / "other", tmp_path / "dest").read() == b"3"

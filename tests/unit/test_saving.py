@@ -28,6 +28,7 @@ from cas_checkpoint.errors import (
     SourceNotFound,
     SourceUnreadable,
     StorageError,
+    StoreNotFound,
 )
 from cas_checkpoint.headers import HEADER_KEY, Header
 from cas_checkpoint.ids import PackId, StoreId, TransactionId
@@ -762,3 +763,24 @@ def test_a_record_that_grows_too_large_is_refused(store):
     with pytest.raises(InvalidArgument, match="save less"):
         store.save(BIG, tags=["x" * 65_000] * 40)
     assert store.snapshots() == []
+
+
+# --- a store that is removed while it is open ---------------------------------------------------
+
+
+def test_a_store_that_is_gone_takes_no_snapshot(tmp_path):
+    store = Store.open(tmp_path / "store", create=True, durable=False)
+    store.save(b"first")
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(StoreNotFound, match="is gone"):
+        store.save(b"second")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_that_was_replaced_takes_no_snapshot(tmp_path):
+    store = Store.open(tmp_path / "store", create=True, durable=False)
+    shutil.rmtree(tmp_path / "store")
+    other = Store.open(tmp_path / "store", create=True, durable=False)
+    with pytest.raises(StoreNotFound, match="another store"):
+        store.save(b"mine")
+    assert other.snapshots() == []

@@ -105,6 +105,15 @@ def test_a_directory_that_holds_other_things_becomes_a_store_beside_them(place):
     assert store.verify().ok
 
 
+@pytest.mark.parametrize("name", ["packs/readme", "manifests/list.txt", "commits/notes/today", "commits/log"])
+def test_folders_of_somebody_else_are_not_taken_for_a_store_without_its_header(place, name):
+    (place / name).parent.mkdir(parents=True)
+    (place / name).write_bytes(b"mine")
+    with pytest.raises(StoreNotFound):
+        Store.open(place)
+    assert Store.open(place, create=True, durable=False).save(BIG).sequence == 1
+
+
 def test_something_else_under_the_name_of_the_header_is_no_store(place):
     place.mkdir()
     (place / HEADER_KEY).write_bytes(b"a note of mine, longer than any head of an object")

@@ -291,6 +291,8 @@ NO_CHUNK = b"x" * 32 + b"\5\0\0\0"
         ([Entry(b"a", EntryType.FILE, size=5, content=Content(5, 0, NO_CHUNK))], "a"),
         ([Entry(b"a", EntryType.FILE, size=5, content=Content(5, 2, NO_CHUNK))], "a"),
         ([Entry(b"a", EntryType.FILE, size=6, content=Content(6, 0, NO_CHUNK))], "a"),
+        ([Entry(b"a", EntryType.HARDLINK, target=b"b")], "a"),
+        ([Entry(b"a", EntryType.DIRECTORY), Entry(b"b", EntryType.HARDLINK, target=b"a")], "b"),
     ],
 )
 @pytest.mark.parametrize("beside_other_damage", [False, True])

@@ -275,16 +275,9 @@ def test_verification_of_the_golden_store_finds_the_damaged_index_only():
 
 
 BROKEN_STORES = load("broken/stores.json")
-LYING_IN_A_FILE = {"entry-file-in-a-file", "entry-file-in-a-symlink", "entry-file-in-a-hard-link"}
-LINKED_TO_NO_FILE = {name for name in BROKEN_STORES if name.startswith("entry-hard-link-to-")}
 
 
-def with_known_failures(names, failing):
-    mark = pytest.mark.xfail(reason="not checked yet")
-    return [pytest.param(name, marks=[mark] if name in failing else []) for name in names]
-
-
-@pytest.mark.parametrize("name", with_known_failures(BROKEN_STORES, LYING_IN_A_FILE))
+@pytest.mark.parametrize("name", BROKEN_STORES)
 def test_broken_stores_are_refused(name, enclosed):
     expected = getattr(errors, BROKEN_STORES[name]["error"])
     with pytest.raises(expected) as caught:
@@ -295,7 +288,7 @@ def test_broken_stores_are_refused(name, enclosed):
 VERIFIABLE = [name for name in BROKEN_STORES if not name.startswith("header-")]
 
 
-@pytest.mark.parametrize("name", with_known_failures(VERIFIABLE, LYING_IN_A_FILE | LINKED_TO_NO_FILE))
+@pytest.mark.parametrize("name", VERIFIABLE)
 def test_broken_stores_are_found_by_a_verification(name):
     report = Store.open(VECTORS / "broken" / "stores" / name).verify()
     assert report.ok == (name == "commit-aborted")  # nothing is wrong with that one but that there is no snapshot
