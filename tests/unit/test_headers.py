@@ -30,7 +30,7 @@ def decode(**changes):
 @st.composite
 def chunkers(draw):
     sizes = draw(st.tuples(st.integers(64, 2**20), st.integers(256, 2**22), st.integers(1024, 2**24)))
-    return ChunkerParameters("fastcdc-2020", *sorted(sizes), draw(st.integers(0, 3)), draw(st.integers(0, 2**64 - 1)))
+    return ChunkerParameters("fastcdc-2020", *sorted(sizes), draw(st.integers(0, 3)), draw(st.integers(0, 2**63 - 1)))
 
 
 names = st.lists(st.text(max_size=20), max_size=4).map(tuple)
@@ -41,7 +41,7 @@ names = st.lists(st.text(max_size=20), max_size=4).map(tuple)
     st.binary(min_size=16, max_size=16),
     st.booleans(),
     st.tuples(*(st.tuples(st.just(operation), names) for operation in OPERATIONS)),
-    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**63 - 1),
 )
 def test_a_header_comes_back(store, put_if_absent, features, seed):
     header = Header(StoreId(store), DATA_CHUNKER._replace(seed=seed), METADATA_CHUNKER, put_if_absent, features)
@@ -129,6 +129,7 @@ def test_features_that_are_no_lists_of_names_are_damage(operation, value):
         ("normalization", -1),
         ("normalization", 4),
         ("seed", -1),
+        ("seed", 2**63),
         ("seed", 1.0),
     ],
 )
@@ -151,7 +152,6 @@ def test_an_algorithm_of_tomorrow_is_no_hindrance_for_readers():
 @settings(deadline=None, max_examples=100)
 @given(chunkers())
 def test_a_header_takes_every_chunker_that_can_be_written(parameters):
-    parameters = parameters._replace(seed=parameters.seed >> 1)
     assert decode(chunker=parameters._asdict()).chunker == parameters
     assert Cutter(parameters).cuts(b"abc", final=True) == [3]
 

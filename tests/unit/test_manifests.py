@@ -452,6 +452,20 @@ def test_entries_out_of_order_are_damage(second):
         list(reader.feed(encode_entry(SYMLINK) + encode_entry(second)))
 
 
+@pytest.mark.parametrize("parent", [FILE, SYMLINK, HARDLINK], ids=lambda entry: entry.type.name)
+def test_an_entry_in_what_is_no_directory_is_damage(parent):
+    parent = parent._replace(path=b"a")
+    reader = EntryReader()
+    with pytest.raises(DamagedObject, match="an entry in what is no directory: b'a/b'"):
+        list(reader.feed(encode_entry(parent) + encode_entry(SYMLINK._replace(path=b"a/b"))))
+
+
+@pytest.mark.parametrize("paths", [[b"a", b"a.b"], [b"a", b"ab/c"], [b"a/b", b"a/b.c"], [b"a/b/c", b"a/d/e"]])
+def test_names_that_begin_alike_and_directories_without_an_entry_are_possible(paths):
+    entries = [SYMLINK._replace(path=path) for path in paths]
+    assert list(EntryReader().feed(b"".join(map(encode_entry, entries)))) == entries
+
+
 @pytest.mark.parametrize("size", [MAX_ENTRY_SIZE + 1, 2**32 - 1])
 def test_an_entry_that_says_it_is_too_large_is_refused_at_once(size):
     with pytest.raises(DamagedObject, match=f"an entry of {size} bytes; at most"):
