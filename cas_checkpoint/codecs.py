@@ -31,6 +31,8 @@ BLOB_OVERHEAD = 1
 DEFAULT_LEVEL = 1
 """The zstd level for chunks unless the caller asks for another."""
 
+_SAMPLED_SIZE = 64 * 2**10  # smaller chunks are just tried
+_SAMPLE_SIZE = 4 * 2**10
 _WORTHWHILE = 256  # a compressed blob must save at least 1/256 of the chunk, or decoding it is wasted work
 
 
@@ -55,11 +57,22 @@ class Encoder:
     def encode(self, chunk: Buffer) -> tuple[Codec, Buffer]:
         """Return the codec and the payload for `chunk`; a raw payload is `chunk` itself, not a copy."""
         size = len(chunk)
-        if size:
+        if size and not self._seems_random(chunk, size):
             payload = self._zstd.compress(chunk)
             if len(payload) < size - size // _WORTHWHILE:
                 return Codec.ZSTD, payload
         return Codec.RAW, chunk
+
+    def _seems_random(self, chunk: Buffer, size: int) -> bool:
+        """Tell whether none of a large chunk's samples can be compressed, so that it need not be tried with the rest.
+
+        What a sample cannot show is a repetition of random data further apart than the sample is long.
+        """
+        if size < _SAMPLED_SIZE:
+            return False
+        view = memoryview(chunk)
+        samples = (view[at : at + _SAMPLE_SIZE] for at in (0, size // 2, size - _SAMPLE_SIZE))
+        return all(len(self._zstd.compress(sample)) >= _SAMPLE_SIZE for sample in samples)
 
     def blob(self, chunk: Buffer) -> bytes:
         """Return the whole blob for `chunk`."""

@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from cas_checkpoint.backends import Backend
-from cas_checkpoint.codecs import Encoder, blob_check
+from cas_checkpoint.buffers import ReadBuffer, ReadBuffers, anonymous_memory
+from cas_checkpoint.codecs import MAX_CHUNK_SIZE, Codec, Encoder, blob_check
 from cas_checkpoint.commits import pack_key
 from cas_checkpoint.ids import Buffer, ChunkId, PackId, chunk_id
 from cas_checkpoint.index import ChunkIndex, ids_array
@@ -29,8 +30,9 @@ PACK_SIZE = 64 * 2**20
 MAX_PACK_CHUNKS = 2**16
 MAX_BATCH_CHUNKS = 1024
 _METADATA_HELD = 8 * 2**20  # bytes of entries and lists kept back, so that they lie together in the last pack
-_ARENA_MARGIN = 4 * 2**20  # for the chunk that fills a pack, and for its footer
-_UPLOADS = 2
+_ARENA_MARGIN = MAX_CHUNK_SIZE  # for the chunk that fills a pack
+_LENT_BUFFERS = 20  # at most so many buffers are lent to packs; beyond that, what is in them is copied
+_LENT_SHARE = 7 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
 Spans = Sequence[tuple[int, int]]
 
@@ -39,12 +41,12 @@ class Batch(NamedTuple):
     """Chunks that are handled together.
 
     Attributes:
-        buffer: memory that holds their bytes; not to be changed until `done` was called.
+        buffer: memory that holds their bytes; the packer drops it when it needs it no more.
         spans: start and end of each chunk in the buffer.
         done: called with each chunk's id and whether it was new, in the order of the spans.
     """
 
-    buffer: bytearray
+    buffer: ReadBuffer
     spans: Spans
     done: Callable[[Sequence[tuple[ChunkId, bool]]], None]
 
@@ -71,6 +73,21 @@ class _Results(NamedTuple):
     own_packs: int
 
 
+class _Pack:
+    """A pack being built or written.
+
+    Attributes:
+        builder: what it consists of.
+        arena: memory that it uses.
+        lent: buffers that it uses.
+    """
+
+    def __init__(self, pack: PackId, arena: memoryview | None) -> None:
+        self.builder = PackBuilder(pack, arena)
+        self.arena = arena
+        self.lent: list[ReadBuffer] = []
+
+
 class Packer:
     """Stores the chunks of one save. Used by one thread; `close` must be called in the end."""
 
@@ -78,6 +95,7 @@ class Packer:
         self,
         backend: Backend,
         knowledge: Knowledge | None,
+        buffers: ReadBuffers,
         *,
         new_pack: Callable[[], PackId],
         workers: int,
@@ -89,6 +107,7 @@ class Packer:
         Args:
             backend: where packs are written.
             knowledge: what need not be stored again; None stores everything, and writes no pack by itself.
+            buffers: where the buffers of batches come from.
             new_pack: makes the random id of a pack.
             workers: threads that hash and compress.
             level: the zstd level.
@@ -96,21 +115,21 @@ class Packer:
         """
         self.footers: list[Footer] = []
         self.bytes_written = 0
-        self._backend, self._knowledge, self._new_pack = backend, knowledge, new_pack
+        self._backend, self._knowledge, self._buffers, self._new_pack = backend, knowledge, buffers, new_pack
         self._level, self._monitor, self._workers = level, monitor, workers
         self._local = threading.local()
         self._wrote_lock = threading.Lock()  # a monitor is never told of two packs at once
         self._own = ChunkIndex()  # the chunks of packs that are closed
         self._fresh: set[ChunkId] = set()  # the chunks of the pack being built, and of the metadata held back
         self._used: set[int] = set()  # numbers of old packs that the save relies on
-        self._builder: PackBuilder | None = None
-        self._arenas: list[bytearray] = []
+        self._pack: _Pack | None = None
+        self._arenas: list[memoryview] = []
         self._held: list[_Coded] = []
         self._held_size = 0
         self._batches: deque[tuple[Batch, Future[_Results]]] = deque()
-        self._uploads: deque[tuple[Future[None], bytearray]] = deque()
+        self._uploads: deque[tuple[Future[None], _Pack]] = deque()
         self._coders = ThreadPoolExecutor(max(1, workers), "cas-checkpoint-code")
-        self._writers = ThreadPoolExecutor(_UPLOADS, "cas-checkpoint-write")
+        self._writers = ThreadPoolExecutor(backend.parallel_puts, "cas-checkpoint-write")
 
     def close(self) -> None:
         """Stop all threads; what is being written is waited for, what is not is dropped."""
@@ -122,7 +141,7 @@ class Packer:
 
     def submit(self, batch: Batch) -> None:
         """Take a batch; calls `done` of this or earlier batches as they are finished."""
-        self._batches.append((batch, self._coders.submit(self._code, batch.buffer, batch.spans)))
+        self._batches.append((batch, self._coders.submit(self._code, batch.buffer.view, batch.spans)))
         while len(self._batches) > self._workers + 1:
             self._collect()
 
@@ -147,8 +166,8 @@ class Packer:
         """Write everything that is left; return the old packs that the save relies on."""
         self.settle()
         self._release_held()
-        if self._builder:
-            self._close_pack()
+        if self._pack:
+            self._close_pack(self._pack)
         while self._uploads:
             self._await_upload()
         packs = self._knowledge.index.packs if self._knowledge else []
@@ -158,10 +177,10 @@ class Packer:
         """Return everything as one pack, empty if there is no chunk, instead of writing it."""
         self.settle()
         self._release_held()
-        if not self._builder:
+        if not self._pack:
             return b""
-        _, view = self._builder.finish()
-        return bytes(view)
+        _, parts = self._pack.builder.finish()
+        return b"".join(parts)
 
     def rely_on(self, chunks: Iterable[ChunkId]) -> list[ChunkId]:
         """Note that the save needs these chunks; return those that must be stored because they are not known."""
@@ -210,57 +229,72 @@ class Packer:
         if own_packs != len(self._own.packs):  # a pack was closed since: it may hold what was looked for in vain
             stored = self._own.contains([item.chunk for item in coded]).tolist()
             coded = [item._replace(blob=None) if there else item for item, there in zip(coded, stored, strict=True)]
+        lender = batch.buffer if self._may_lend(batch.buffer, coded) else None
         results = []
         for item in coded:
             is_new = item.blob is not None and item.chunk not in self._fresh
             if is_new:
                 self._fresh.add(item.chunk)
-                self._append(item)
+                self._append(item, lender)
             results.append((item.chunk, is_new))
         batch.done(results)
+        self._buffers.drop(batch.buffer)
 
-    def _append(self, item: _Coded) -> None:
+    def _may_lend(self, buffer: ReadBuffer, coded: Sequence[_Coded]) -> bool:
+        """Tell whether packs should use a batch's buffer until they are written, instead of copying from it."""
+        if self._knowledge is None or self._buffers.used > self._workers + 2 + _LENT_BUFFERS:
+            return False
+        raw = sum(item.size for item in coded if item.blob is not None and item.blob[0] == Codec.RAW)
+        return raw >= _LENT_SHARE * len(buffer.view)
+
+    def _append(self, item: _Coded, lender: ReadBuffer | None = None) -> None:
         if item.blob is None:
             return
-        if self._builder is None:
-            self._builder = PackBuilder(self._new_pack(), self._arena())
+        if self._pack is None:
+            self._pack = _Pack(self._new_pack(), self._arena())
+        pack = self._pack
         codec, payload, check = item.blob
-        self._builder.add(item.chunk, codec, payload, item.size, check)
-        if self._knowledge and (self._builder.size >= PACK_SIZE or len(self._builder) >= MAX_PACK_CHUNKS):
-            self._close_pack()
+        lent = lender is not None and codec == Codec.RAW
+        if lender is not None and lent and (not pack.lent or pack.lent[-1] is not lender):
+            lender.users += 1
+            pack.lent.append(lender)
+        pack.builder.add(item.chunk, codec, payload, item.size, check, lent=lent)
+        if self._knowledge and (pack.builder.size >= PACK_SIZE or len(pack.builder) >= MAX_PACK_CHUNKS):
+            self._close_pack(pack)
 
-    def _arena(self) -> bytearray:
-        """Return memory for a pack; pages that stay unused cost nothing."""
-        if self._arenas:
-            return self._arenas.pop()
-        return bytearray(PACK_SIZE + _ARENA_MARGIN if self._knowledge else 0)
+    def _arena(self) -> memoryview | None:
+        """Return memory for a pack; none for the small one that a commit carries."""
+        if self._knowledge is None:
+            return None
+        return self._arenas.pop() if self._arenas else anonymous_memory(PACK_SIZE + _ARENA_MARGIN)
 
     def _release_held(self) -> None:
         held, self._held, self._held_size = self._held, [], 0
         for item in held:
             self._append(item)
 
-    def _close_pack(self) -> None:
+    def _close_pack(self, pack: _Pack) -> None:
         """Hand the pack being built to a writer, and wait if too many are being written."""
-        builder, self._builder = self._builder, None
-        if builder is None:
-            return
-        footer, view = builder.finish()
+        self._pack = None
+        footer, parts = pack.builder.finish()
         self.footers.append(footer)
-        self.bytes_written += len(view)
+        self.bytes_written += footer.pack_size
         self._own.add([footer])
         self._fresh = {item.chunk for item in self._held}
-        self._uploads.append((self._writers.submit(self._upload, footer.pack, view), builder.buffer))
-        while len(self._uploads) > _UPLOADS:
+        self._uploads.append((self._writers.submit(self._upload, footer, parts), pack))
+        while len(self._uploads) > self._backend.parallel_puts:
             self._await_upload()
 
-    def _upload(self, pack: PackId, view: memoryview) -> None:
-        with view:
-            self._backend.put(pack_key(pack), [view])
-            with self._wrote_lock:
-                self._monitor.wrote(len(view))
+    def _upload(self, footer: Footer, parts: Sequence[Buffer]) -> None:
+        self._backend.put(pack_key(footer.pack), parts)
+        with self._wrote_lock:
+            self._monitor.wrote(footer.pack_size)
 
     def _await_upload(self) -> None:
-        future, arena = self._uploads.popleft()
+        """Wait for the oldest pack that is being written, and use its memory again."""
+        future, pack = self._uploads.popleft()
         future.result()
-        self._arenas.append(arena)
+        for buffer in pack.lent:
+            self._buffers.drop(buffer)
+        if pack.arena is not None:
+            self._arenas.append(pack.arena)

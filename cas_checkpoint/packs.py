@@ -73,23 +73,26 @@ class Footer(NamedTuple):
 
 
 class PackBuilder:
-    """Gathers blobs into one pack, in a buffer that may be lent to it and used again afterwards."""
+    """Gathers blobs into one pack: copies of some, and memory that is lent to it for others."""
 
-    def __init__(self, pack: PackId, buffer: bytearray | None = None) -> None:
+    def __init__(self, pack: PackId, arena: memoryview | None = None) -> None:
         """Begin the pack of that id.
 
         Args:
             pack: the new pack's random id.
-            buffer: memory to build in; it grows when it is too small.
+            arena: memory for what is copied; what does not fit goes elsewhere.
         """
         self.pack = pack
-        self.buffer = bytearray() if buffer is None else buffer
+        self._arena = memoryview(b"") if arena is None else arena
+        self._filled = self._parted = 0  # of the arena
+        self._parts: list[Buffer] = []
         self._size = 0
         self._ids: list[ChunkId] = []
         self._stored_sizes: list[int] = []
         self._plain_sizes: list[int] = []
         self._checks: list[int] = []
-        self._append(make_head(Kind.PACK) + pack)
+        self._prefix = make_head(Kind.PACK) + pack
+        self._copy(self._prefix)
 
     def __len__(self) -> int:
         """Return the number of blobs so far."""
@@ -100,24 +103,40 @@ class PackBuilder:
         """The bytes gathered so far, without the footer to come."""
         return self._size
 
-    def _append(self, data: Buffer) -> None:
-        end = self._size + len(data)
-        if end > len(self.buffer):
-            self.buffer.extend(bytes(end - len(self.buffer)))
-        self.buffer[self._size : end] = data
-        self._size = end
+    def _copy(self, data: Buffer) -> None:
+        end = self._filled + len(data)
+        if end > len(self._arena):
+            self._append(bytes(data))
+            return
+        self._arena[self._filled : end] = data
+        self._filled = end
+        self._size += len(data)
 
-    def add(self, chunk: ChunkId, codec: int, payload: Buffer, plain_size: int, check: int) -> None:
-        """Append the blob made of `codec` and `payload`; `check` is `blob_check` of the two."""
-        self._append(bytes((codec,)))
-        self._append(payload)
+    def _append(self, data: Buffer) -> None:
+        if self._filled > self._parted:
+            self._parts.append(self._arena[self._parted : self._filled])
+            self._parted = self._filled
+        if data:
+            self._parts.append(data)
+            self._size += len(data)
+
+    def add(self, chunk: ChunkId, codec: int, payload: Buffer, plain_size: int, check: int, *, lent: bool = False) -> None:
+        """Append the blob made of `codec` and `payload`; `check` is `blob_check` of the two.
+
+        If the payload is lent, its memory must stay as it is until the pack was written; else it is copied.
+        """
+        self._copy(bytes((codec,)))
+        if lent:
+            self._append(payload)
+        else:
+            self._copy(payload)
         self._ids.append(chunk)
         self._stored_sizes.append(len(payload) + BLOB_OVERHEAD)
         self._plain_sizes.append(plain_size)
         self._checks.append(check)
 
-    def finish(self) -> tuple[Footer, memoryview]:
-        """Append the footer; return it, and a view of the whole pack (release it before using the buffer again)."""
+    def finish(self) -> tuple[Footer, list[Buffer]]:
+        """Append the footer; return it, and the whole pack in parts."""
         table = b"".join(
             (
                 b"".join(self._ids),
@@ -126,12 +145,10 @@ class PackBuilder:
                 np.array(self._checks, "<u4").tobytes(),
             )
         )
-        frame = _FRAME.pack(len(self._ids), 0, self._size - PREFIX_SIZE)
-        content = bytes(self.buffer[:PREFIX_SIZE]) + frame + table
+        content = self._prefix + _FRAME.pack(len(self._ids), 0, self._size - PREFIX_SIZE) + table
         footer = content + digest((content,))
-        self._append(footer)
-        self._append(_TAIL.pack(len(footer), _TAIL_MARK))
-        return parse_footer(footer), memoryview(self.buffer)[: self._size]
+        self._append(footer + _TAIL.pack(len(footer), _TAIL_MARK))
+        return parse_footer(footer), self._parts
 
 
 def footer_size(chunks: int) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from cas_checkpoint.backends import Backend
+from cas_checkpoint.buffers import anonymous_memory
 from cas_checkpoint.codecs import Decoder, blob_check
 from cas_checkpoint.commits import Commit, CommitKey, manifest_key, pack_key
 from cas_checkpoint.errors import (
@@ -47,6 +47,7 @@ MAX_GAP = 2**20
 MAX_REQUEST = 16 * 2**20
 """No request is larger, unless for a single blob."""
 
+_NEAR_REQUEST = 2**20  # what is read at once where that is all the same: few enough bytes to stay in a CPU's cache
 _BATCH = 256  # chunks looked up at once when a content is read in order
 
 
@@ -67,7 +68,21 @@ class Request(NamedTuple):
     pack: PackId
     offset: int
     size: int
-    rows: tuple[ChunkRow, ...]
+    rows: Sequence[ChunkRow]
+
+
+class _Workspace:
+    """What one thread reads and decodes with. Its memory is used again for each read."""
+
+    def __init__(self) -> None:
+        self.decoder = Decoder()
+        self._memory = memoryview(b"")
+
+    def memory(self, size: int) -> memoryview:
+        """Return `size` bytes of memory; what was returned before is invalid then."""
+        if size > len(self._memory):
+            self._memory = anonymous_memory(size)
+        return self._memory[:size]
 
 
 class SnapshotReader:
@@ -87,7 +102,7 @@ class SnapshotReader:
         self._lock = threading.Lock()
         self._manifest: Manifest | None = None
         self._index: ChunkIndex | None = None
-        self._local = threading.local()
+        self._spare: list[_Workspace] = []
 
     @property
     def key(self) -> CommitKey:
@@ -231,50 +246,60 @@ class SnapshotReader:
     def fetch(self, request: Request) -> Iterator[tuple[ChunkRow, Buffer]]:
         """Fetch the chunks of a request; yield each with its plain bytes, which are known to be right.
 
+        The bytes are there until the next chunk is asked for, then their memory is used again.
+
         Raises:
             DamagedObject: a blob was altered or its pack cut short.
             MissingObject, SnapshotForgotten: the pack is gone.
         """
-        key = pack_key(request.pack)
+        try:
+            workspace = self._spare.pop()
+        except IndexError:
+            workspace = _Workspace()
+        try:
+            for part in _requests(((request.pack, row) for row in request.rows), self._request_size()):
+                yield from self._decoded(part, self._read(part, workspace), workspace.decoder)
+        finally:
+            self._spare.append(workspace)
+
+    def _request_size(self) -> int:
+        return _NEAR_REQUEST if self._backend.near else MAX_REQUEST
+
+    def _read(self, request: Request, workspace: _Workspace) -> memoryview:
+        """Return the bytes of a request."""
         inline = self._commit.inline
         if inline and inline.pack:
-            key = str(self.key)
-            data: Buffer = inline.pack[request.offset : request.offset + request.size]
-        else:
-            try:
-                data = self._backend.get_range(key, request.offset, request.size)
-            except ObjectNotFound as error:
-                raise self._gone(key) from error
-        view = memoryview(data)
-        last, plain = b"", view[:0]
+            return memoryview(inline.pack)[request.offset :][: request.size]
+        memory = workspace.memory(request.size)
+        key = pack_key(request.pack)
+        try:
+            self._backend.read_into(key, request.offset, memory)
+        except ObjectNotFound as error:
+            raise self._gone(key) from error
+        return memory
+
+    def _decoded(self, request: Request, data: memoryview, decoder: Decoder) -> Iterator[tuple[ChunkRow, Buffer]]:
+        last: bytes = b""
+        plain: Buffer = b""
         for row in request.rows:
             if row.chunk != last:
-                blob = view[row.offset - request.offset :][: row.stored_size]
+                blob = data[row.offset - request.offset :][: row.stored_size]
                 try:
-                    plain = memoryview(self._plain(blob, row))
+                    plain = _plain(blob, row, decoder)
                 except DamagedStore as error:
+                    key = str(self.key) if self._commit.inline else pack_key(request.pack)
                     raise DamagedObject(f"chunk {row.chunk.hex()}: {error}", key=key) from error
                 last = row.chunk
             yield row, plain
 
-    def _plain(self, blob: memoryview, row: ChunkRow) -> Buffer:
-        decoder: Decoder | None = getattr(self._local, "decoder", None)
-        if decoder is None:
-            decoder = self._local.decoder = Decoder()
-        plain = decoder.decode(blob, row.plain_size)
-        if chunk_id(plain) != row.chunk or blob_check(blob[0], blob[1:]) != row.check:
-            raise DamagedObject("its bytes are not those that were stored")
-        return plain
-
-    def chunks(self, refs: Iterable[ChunkRef]) -> Iterator[Buffer]:
+    def chunks(self, refs: Iterable[ChunkRef]) -> Iterator[bytes]:
         """Yield the plain bytes of these chunks, in their order."""
-        remaining = iter(refs)
-        while batch := list(islice(remaining, _BATCH)):
-            ready: dict[int, Buffer] = {}
+        for batch in _batches(refs):
+            ready: dict[int, bytes] = {}
             waiting = iter(sorted(self.plan(batch), key=lambda request: min(row.number for row in request.rows)))
             for number in range(len(batch)):
                 while number not in ready:
-                    ready.update((row.number, plain) for row, plain in self.fetch(next(waiting)))
+                    ready.update((row.number, bytes(plain)) for row, plain in self.fetch(next(waiting)))
                 yield ready.pop(number)
 
     def refs(self, content: Content, *, lists: bool = False) -> Iterator[ChunkRef]:
@@ -326,18 +351,40 @@ def _refs_across(pieces: Iterable[Buffer]) -> Iterator[ChunkRef]:
     yield from decode_refs(rest)
 
 
-def _requests(rows: Iterable[tuple[PackId, ChunkRow]]) -> Iterator[Request]:
-    """Merge rows, ordered by pack and offset, into requests."""
+def _plain(blob: memoryview, row: ChunkRow, decoder: Decoder) -> Buffer:
+    """Return the plain bytes of a blob if they are those of the row."""
+    plain = decoder.decode(blob, row.plain_size)
+    if chunk_id(plain) != row.chunk or blob_check(blob[0], blob[1:]) != row.check:
+        raise DamagedObject("its bytes are not those that were stored")
+    return plain
+
+
+def _batches(refs: Iterable[ChunkRef]) -> Iterator[list[ChunkRef]]:
+    """Divide refs into runs that can be held in memory."""
+    batch: list[ChunkRef] = []
+    size = 0
+    for ref in refs:
+        if batch and (len(batch) == _BATCH or size + ref.size > MAX_REQUEST):
+            yield batch
+            batch, size = [], 0
+        batch.append(ref)
+        size += ref.size
+    if batch:
+        yield batch
+
+
+def _requests(rows: Iterable[tuple[PackId, ChunkRow]], limit: int = MAX_REQUEST) -> Iterator[Request]:
+    """Merge rows, ordered by pack and offset, into requests of at most `limit` bytes, unless for a single blob."""
     pack, start, end = PackId(b""), 0, 0
     gathered: list[ChunkRow] = []
     for row_pack, row in rows:
         row_end = row.offset + row.stored_size
-        if gathered and (row_pack != pack or row.offset > end + MAX_GAP or row_end - start > MAX_REQUEST):
-            yield Request(pack, start, end - start, tuple(gathered))
+        if gathered and (row_pack != pack or row.offset > end + MAX_GAP or row_end - start > limit):
+            yield Request(pack, start, end - start, gathered)
             gathered = []
         if not gathered:
             pack, start, end = row_pack, row.offset, row.offset
         gathered.append(row)
         end = max(end, row_end)
     if gathered:
-        yield Request(pack, start, end - start, tuple(gathered))
+        yield Request(pack, start, end - start, gathered)

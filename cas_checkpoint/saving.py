@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from cas_checkpoint.backends import Backend
+from cas_checkpoint.buffers import ReadBuffers
 from cas_checkpoint.chunking import Cutter
 from cas_checkpoint.commits import (
     MAX_INLINE_SIZE,
@@ -35,7 +36,7 @@ from cas_checkpoint.overlays import overlay
 from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Packer
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.sources import Source, SourceItem, Walker, is_rereadable
-from cas_checkpoint.streams import MetadataStream, Stream, StreamReader, store_content
+from cas_checkpoint.streams import MetadataStream, Stream, StreamReader, buffer_size, store_content
 from cas_checkpoint.transactions import (
     commit,
     condemned_packs,
@@ -165,7 +166,8 @@ class _Attempt:
         self._knowledge: Knowledge | None = None
         self._packs: list[PackId] = []
         self._indexed = False
-        self._streams = StreamReader(saver.header, self._packing)
+        self._buffers = ReadBuffers(buffer_size(saver.header, saver.options.workers))
+        self._streams = StreamReader(saver.header, self._buffers, self._packing)
         self._metadata_cutter = Cutter(saver.header.metadata_chunker)
         self._entries = MetadataStream(self._metadata_cutter, self._packing)
         self._pending: deque[_Pending] = deque()
@@ -208,6 +210,7 @@ class _Attempt:
             self._packer = Packer(
                 self._backend,
                 self._knowledge,
+                self._buffers,
                 new_pack=self._new_pack if not small else lambda: PackId(self._key.transaction),
                 workers=saver.options.workers,
                 level=saver.options.level,

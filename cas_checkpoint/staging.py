@@ -10,13 +10,14 @@ import os
 import resource
 import threading
 from contextlib import suppress
+from itertools import count
 from typing import Final
 
 from cas_checkpoint.directories import restore_error
 from cas_checkpoint.ids import Buffer
 from cas_checkpoint.manifests import Entry
 
-__all__ = ["StagedFile", "Staging", "copy_file", "open_limits"]
+__all__ = ["StagedFile", "Staging", "copy_file", "open_limits", "write_at"]
 
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,10 +41,7 @@ class StagedFile:
         try:
             fd = self.acquire()
             try:
-                with memoryview(data) as view:
-                    written = os.pwrite(fd, view, offset)
-                    while written < view.nbytes:
-                        written += os.pwrite(fd, view[written:], offset + written)
+                write_at(fd, offset, data)
             finally:
                 self.release()
         except OSError as error:
@@ -77,7 +75,7 @@ class Staging:
         self.name = name
         self._root, self._limit = root, limit
         self._directory = -1
-        self._count = 0
+        self._numbers = count(1)
         self._lock = threading.Lock()
         self._open: dict[bytes, tuple[int, int]] = {}  # name → descriptor and users, least recently acquired first
 
@@ -85,21 +83,26 @@ class Staging:
     def directory(self) -> int:
         """The directory's descriptor; raises `OSError` where it cannot be made."""
         if self._directory < 0:
-            os.mkdir(self.name, _DIRECTORY_MODE, dir_fd=self._root)
-            self._directory = os.open(self.name, _DIRECTORY_FLAGS, dir_fd=self._root)
+            with self._lock:
+                if self._directory < 0:
+                    os.mkdir(self.name, _DIRECTORY_MODE, dir_fd=self._root)
+                    self._directory = os.open(self.name, _DIRECTORY_FLAGS, dir_fd=self._root)
         return self._directory
 
     def new_name(self) -> bytes:
         """Return a name that nothing in the directory has, nor, most probably, anything elsewhere."""
-        self._count += 1
-        return b"%b-%x" % (self.name, self._count)
+        return b"%b-%x" % (self.name, next(self._numbers))
+
+    def open_new(self) -> tuple[bytes, int]:
+        """Create an empty file that is the caller's alone; return its name and its descriptor. May raise `OSError`."""
+        name = self.new_name()
+        return name, os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, _FILE_MODE, dir_fd=self.directory)
 
     def create(self, size: int, place: str) -> StagedFile:
         """Create a file of `size` bytes, all hole; `place` is what errors call it. May raise `OSError`."""
-        name, directory = self.new_name(), self.directory
+        name, fd = self.open_new()
         with self._lock:
             self._make_room()
-            fd = os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, _FILE_MODE, dir_fd=directory)
             self._open[name] = fd, 0
         try:
             if size:
@@ -163,6 +166,15 @@ class Staging:
                 del self._open[name]
                 os.close(fd)
                 return
+
+
+def write_at(fd: int, offset: int, data: Buffer) -> None:
+    """Write all of `data` at `offset`, in bytes. May raise `OSError`."""
+    written = os.pwrite(fd, data, offset)
+    if written < (size := memoryview(data).nbytes):
+        with memoryview(data).cast("B") as view:
+            while written < size:
+                written += os.pwrite(fd, view[written:], offset + written)
 
 
 def copy_file(source: int, fd: int, entry: Entry) -> None:

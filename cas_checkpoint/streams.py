@@ -8,17 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from cas_checkpoint.buffers import ReadBuffer, ReadBuffers
 from cas_checkpoint.chunking import Cutter
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import Buffer, ChunkId
 from cas_checkpoint.manifests import INLINE_REFS, REF_SIZE, Content, encode_ref
 from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Batch, Packer
 
-__all__ = ["MetadataStream", "Readable", "Stream", "StreamReader", "store_content"]
+__all__ = ["MetadataStream", "Readable", "Stream", "StreamReader", "buffer_size", "store_content"]
 
 _BUFFER_SIZE = 8 * 2**20
+_BUFFERS_SIZE = 96 * 2**20  # of all that are being filled, hashed and compressed
 _READ_SIZE = 2**20  # read at once, so that progress is told often enough
 _METADATA_BUFFER = 2**20
+
+
+def buffer_size(header: Header, workers: int) -> int:
+    """Return the size of the buffers for a store and a number of workers: no smaller than two chunks, or they stall."""
+    return max(2 * header.chunker.max_size, min(_BUFFER_SIZE, _BUFFERS_SIZE // (workers + 2)))
 
 
 class Readable(Protocol):
@@ -58,9 +65,9 @@ class Stream:
 class _Filling:
     """A buffer being filled with the chunks of one or more streams."""
 
-    def __init__(self, memory: bytearray) -> None:
-        self.memory = memory
-        self.view = memoryview(memory)
+    def __init__(self, buffer: ReadBuffer) -> None:
+        self.buffer = buffer
+        self.view = buffer.view
         self.fill = 0
         self.spans: list[tuple[int, int]] = []
         self.owners: list[Stream] = []
@@ -79,18 +86,19 @@ class _Filling:
 class StreamReader:
     """Reads streams into buffers, cuts them, and gives the chunks to a packer."""
 
-    def __init__(self, header: Header, packer: Callable[[], Packer]) -> None:
+    def __init__(self, header: Header, buffers: ReadBuffers, packer: Callable[[], Packer]) -> None:
         """Begin a save.
 
         Args:
             header: says how to cut.
+            buffers: memory to read into, each large enough for two chunks.
             packer: gives the packer; called when the first buffer is full, or at `flush`.
         """
         self._cutter = Cutter(header.chunker)
         self._packer = packer
-        self._size = max(_BUFFER_SIZE, 2 * header.chunker.max_size)
-        self._free: list[bytearray] = []
-        self._filling = _Filling(bytearray(self._size))
+        self._buffers = buffers
+        self._size = buffers.size
+        self._filling = _Filling(buffers.take())
 
     @property
     def held(self) -> int:
@@ -146,20 +154,17 @@ class StreamReader:
         """Give the chunks in the buffer to the packer and go on in another one, with the bytes not cut yet."""
         full = self._filling
         packer = self._packer()
-        if full.spans:
-            owners, spans = full.owners, full.spans
-            memory = full.memory
-
-            def done(results: Sequence[tuple[ChunkId, bool]]) -> None:
-                for owner, (start, end), (chunk, is_new) in zip(owners, spans, results, strict=True):
-                    owner.take(chunk, end - start, is_new=is_new)
-                self._free.append(memory)
-
-            packer.submit(Batch(memory, spans, done))
-        self._filling = _Filling(self._free.pop() if self._free else bytearray(self._size))
+        self._filling = _Filling(self._buffers.take())
         rest = full.fill - keep_from
         self._filling.view[:rest] = full.view[keep_from : full.fill]
         self._filling.fill = rest
+        owners, spans = full.owners, full.spans
+
+        def done(results: Sequence[tuple[ChunkId, bool]]) -> None:
+            for owner, (start, end), (chunk, is_new) in zip(owners, spans, results, strict=True):
+                owner.take(chunk, end - start, is_new=is_new)
+
+        packer.submit(Batch(full.buffer, spans, done))
 
 
 def store_content(packer: Packer, cutter: Cutter, refs: Buffer, size: int) -> Content:

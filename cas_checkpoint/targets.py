@@ -11,18 +11,19 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, TypeAlias
 
 from cas_checkpoint.directories import Directories, join_place, open_root, restore_error
 from cas_checkpoint.errors import InvalidArgument, RestoreError, TargetObstructed
+from cas_checkpoint.ids import Buffer
 from cas_checkpoint.manifests import Entry, EntryType, check_path, order
 from cas_checkpoint.metadata import MetadataWriter
 from cas_checkpoint.monitor import Notice
 from cas_checkpoint.removing import DIRECTORY_IN_THE_WAY, remove_below
-from cas_checkpoint.staging import StagedFile, Staging, copy_file, open_limits
+from cas_checkpoint.staging import StagedFile, Staging, copy_file, open_limits, write_at
 
 __all__ = ["StagedFile", "Target"]
 
@@ -128,24 +129,34 @@ class Target:
 
     def stage(self, entry: Entry) -> StagedFile:
         """Return a new file of the entry's size, all hole, that is nowhere to be seen."""
-        with self._step(entry.path):
+        with _Refusals(self._place, entry.path):
             return self._staging.create(entry.size, self._shown(entry.path))
 
     def place(self, staged: StagedFile, entry: Entry) -> None:
         """Put a file that is whole where it belongs, in place of what has that name; of a directory only if `exact`."""
-        with self._step(entry.path):
+        with _Refusals(self._place, entry.path):
             fd = staged.acquire()
             try:
-                self._metadata.apply(fd, entry)
-                self._rename(self._staging.directory, staged.name, entry.path)
-            except OSError as error:
-                if error.errno != errno.EXDEV:  # something is mounted within the target
-                    raise
-                self._put_beside(entry.path, lambda parent, name: self._copy(fd, entry, parent, name))
-                staged.discard()
+                self._finish(fd, staged.name, entry)
             finally:
                 staged.release()
             staged.close()
+
+    def put(self, entry: Entry, pieces: Iterable[tuple[int, Buffer]]) -> None:
+        """Write a file, all of which is at hand: pieces, each with its offset; and put it where it belongs."""
+        with _Refusals(self._place, entry.path):
+            name, fd = self._staging.open_new()
+            try:
+                if entry.extents is not None:
+                    os.truncate(fd, entry.size)
+                for offset, piece in pieces:
+                    write_at(fd, offset, piece)
+                self._finish(fd, name, entry)
+            except BaseException:
+                self._staging.remove(name)
+                raise
+            finally:
+                os.close(fd)
 
     def make_symlink(self, entry: Entry) -> None:
         """Make a symlink, unless it is there already; set its metadata."""
@@ -202,6 +213,19 @@ class Target:
 
     # --- steps ---
 
+    def _finish(self, fd: int, name: bytes, entry: Entry) -> None:
+        """Give a file that is whole its metadata, and then, instead of a name in the staging directory, its own."""
+        self._metadata.apply(fd, entry)
+        try:
+            with self._lock:
+                self._rename(self._staging.directory, name, entry.path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # something is mounted within the target
+                raise
+            with self._lock:
+                self._put_beside(entry.path, lambda parent, name: self._copy(fd, entry, parent, name))
+            self._staging.remove(name)
+
     def _step(self, path: bytes) -> _Step:
         return _Step(self._lock, self._place, path)
 
@@ -209,7 +233,8 @@ class Target:
         return join_place(self._place, path)
 
     def _warn(self, path: bytes, message: str) -> None:
-        self._notice(Notice(self._shown(path), message))
+        with self._lock:
+            self._notice(Notice(self._shown(path), message))
 
     def _check(self, path: bytes) -> None:
         """Raise `RestoreError` for a path that leads out of the target, or into what is not whole yet."""
@@ -287,13 +312,32 @@ class Target:
             os.close(fd)
 
 
-class _Step:
-    """Holds the lock during one step, and turns what the system refuses into a `RestoreError`."""
+class _Refusals:
+    """Turns what the system refuses into a `RestoreError`."""
 
-    __slots__ = ("_lock", "_path", "_place")
+    __slots__ = ("_path", "_place")
+
+    def __init__(self, place: str, path: bytes) -> None:
+        self._place, self._path = place, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise restore_error(join_place(self._place, self._path), error) from error
+
+
+class _Step(_Refusals):
+    """Holds the lock during one step as well."""
+
+    __slots__ = ("_lock",)
 
     def __init__(self, lock: threading.RLock, place: str, path: bytes) -> None:
-        self._lock, self._place, self._path = lock, place, path
+        super().__init__(place, path)
+        self._lock = lock
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -302,8 +346,7 @@ class _Step:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._lock.release()
-        if isinstance(error, OSError):
-            raise restore_error(join_place(self._place, self._path), error) from error
+        super().__exit__(kind, error, traceback)
 
 
 def _is_plain(status: os.stat_result) -> bool:

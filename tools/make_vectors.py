@@ -153,7 +153,7 @@ def make_pack(pack: bytes, chunks: Iterable[bytes]) -> bytes:
     for chunk in chunks:
         codec, payload = encoder.encode(chunk)
         builder.add(chunk_id(chunk), codec, payload, len(chunk), blob_check(codec, payload))
-    return bytes(builder.finish()[1])
+    return b"".join(builder.finish()[1])
 
 
 def footer_of(pack: bytes) -> Footer:
@@ -778,7 +778,7 @@ def blob_pack(plain: bytes, blob: bytes, *, size: int, check: int | None = None)
     builder.add(chunk_id(plain), blob[0], blob[1:], size, crc if check is None else check)
     for chunk in sorted({DATA, HEAVY, b"".join(Parts().entries)} - {plain}):
         builder.add(chunk_id(chunk), 0, chunk, len(chunk), 0)
-    return bytes(builder.finish()[1])
+    return b"".join(builder.finish()[1])
 
 
 def broken_blobs() -> dict[str, tuple[Objects, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from cas_checkpoint.errors import DamagedObject, InvalidArgument, ObjectNotFound
 
@@ -62,9 +62,13 @@ class Backend(ABC):
 
     Attributes:
         url: where the objects lie, as given by the user.
+        parallel_puts: how many large objects are best written at once; each is held in memory meanwhile.
+        near: whether reading a part of an object in several pieces costs hardly more than reading it at once.
     """
 
     url: str
+    parallel_puts: ClassVar[int] = 2
+    near: ClassVar[bool] = False
 
     @abstractmethod
     def put(self, key: str, parts: Sequence[Buffer]) -> None:
@@ -90,6 +94,10 @@ class Backend(ABC):
     @abstractmethod
     def get_range(self, key: str, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset`; an object that ends before is `DamagedObject`."""
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, of bytes, with those from `offset`; an object that ends before is `DamagedObject`."""
+        buffer[:] = self.get_range(key, offset, len(buffer))
 
     @abstractmethod
     def size(self, key: str) -> int:

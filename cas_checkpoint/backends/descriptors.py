@@ -15,7 +15,7 @@ from typing import Final
 
 from cas_checkpoint.backends.base import Buffer
 
-__all__ = ["read_up_to", "sync", "write_all"]
+__all__ = ["fill", "read_up_to", "sync", "write_all"]
 
 _MAX_VECTORS: Final = 1000  # in one call; IOV_MAX is 1024 on Linux and macOS
 _MAX_CALL: Final = 2**30  # bytes in one call; macOS refuses 2 GiB and more
@@ -57,6 +57,14 @@ def _one_call(waiting: list[memoryview]) -> list[memoryview]:
         if not room:
             break
     return vectors
+
+
+def fill(descriptor: int, offset: int, buffer: memoryview) -> int:
+    """Read into `buffer` from `offset`; return how many bytes, fewer than it has only if the file ends before."""
+    done = 0
+    while done < len(buffer) and (size := os.preadv(descriptor, [buffer[done : done + _MAX_CALL]], offset + done)):
+        done += size
+    return done
 
 
 def read_up_to(descriptor: int, offset: int, size: int) -> bytes:

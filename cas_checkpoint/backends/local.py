@@ -12,10 +12,10 @@ import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import ClassVar, Final
 
 from cas_checkpoint.backends.base import Backend, Buffer, ObjectInfo, check_key, check_prefix, check_range, is_key
-from cas_checkpoint.backends.descriptors import read_up_to, sync, write_all
+from cas_checkpoint.backends.descriptors import fill, read_up_to, sync, write_all
 from cas_checkpoint.backends.linking import link_exclusively
 from cas_checkpoint.errors import DamagedObject, ObjectNotFound, StorageError
 
@@ -61,6 +61,8 @@ class LocalBackend(Backend):
     """
 
     atomic_create: Final = True
+    near: ClassVar[bool] = True
+    parallel_puts: ClassVar[int] = 1
 
     def __init__(self, root: str | os.PathLike[str], *, durable: bool = True) -> None:
         """Use the directory `root`, which is made by the first write."""
@@ -209,6 +211,17 @@ class LocalBackend(Backend):
             if offset + size > object_size:  # before anything is allocated
                 raise _truncated(key, object_size, offset + size)
             return _read(descriptor, offset, size, key)
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """Read a part of an object into memory that is there already."""
+        check_range(offset, len(buffer))
+        with self._opened(key) as (descriptor, object_size):
+            end = offset + len(buffer)
+            if end > object_size:
+                raise _truncated(key, object_size, end)
+            read = fill(descriptor, offset, buffer)
+            if read < len(buffer):  # it was cut off after we looked
+                raise _truncated(key, offset + read, end)
 
     def size(self, key: str) -> int:
         """Tell an object's size."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import zstandard
@@ -159,3 +160,25 @@ def test_a_raw_blob_needs_no_check():
 @given(st.integers(1, 255), st.binary(max_size=50))
 def test_the_check_of_another_blob_is_the_crc_of_all_its_bytes(codec, payload):
     assert blob_check(codec, payload) == zlib.crc32(bytes((codec,)) + payload)
+
+
+def test_random_data_is_not_compressed_in_full(monkeypatch):
+    tried = []
+    encoder = Encoder()
+    compress = encoder._zstd.compress
+    monkeypatch.setattr(
+        encoder, "_zstd", SimpleNamespace(compress=lambda data: tried.append(len(data)) or compress(data))
+    )
+    noise = random.Random(1).randbytes(2**17)
+    codec, payload = encoder.encode(noise)
+    assert (codec, payload) == (Codec.RAW, noise)
+    assert sum(tried) == 3 * 2**12
+
+
+@pytest.mark.parametrize("at", [0, 2**16 - 2000, 2**17 - 4000])
+def test_a_chunk_with_a_sample_that_can_be_compressed_is(at):
+    data = bytearray(random.Random(1).randbytes(2**17))
+    data[at : at + 4000] = bytes(4000)
+    codec, payload = Encoder().encode(data)
+    assert codec == Codec.ZSTD
+    assert len(payload) < len(data) - 3000

@@ -38,8 +38,7 @@ def footer_for(number, chunks):
     builder = PackBuilder(pack_id(number))
     for at, chunk in enumerate(chunks):
         builder.add(ChunkId(chunk), Codec.RAW, bytes(at + 1), at + 1, 7 * at)
-    footer, view = builder.finish()
-    view.release()
+    footer, _ = builder.finish()
     return footer
 
 

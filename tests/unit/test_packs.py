@@ -31,14 +31,14 @@ NOISE = random.Random(5).randbytes(300)
 CHUNKS = [b"a", bytes(1000), NOISE, b"text " * 100]
 
 
-def build(chunks, *, pack=PACK, buffer=None):
+def build(chunks, *, pack=PACK, arena=None, lent=False):
     """Return the footer and the bytes of a pack."""
-    builder = PackBuilder(pack, buffer)
+    builder = PackBuilder(pack, arena)
     for chunk in chunks:
         codec, payload = Encoder().encode(chunk)
-        builder.add(chunk_id(chunk), codec, payload, len(chunk), blob_check(codec, payload))
-    footer, view = builder.finish()
-    return footer, bytes(view)
+        builder.add(chunk_id(chunk), codec, payload, len(chunk), blob_check(codec, payload), lent=lent)
+    footer, parts = builder.finish()
+    return footer, b"".join(parts)
 
 
 def footer_of(rows, *, blobs_size=None, count=None, pack=PACK, reserved=0):
@@ -103,19 +103,30 @@ def test_a_builder_counts_what_it_holds():
     assert (len(builder), builder.size) == (1, PREFIX_SIZE + 4)
 
 
-@pytest.mark.parametrize("size", [0, 1, 40, 5000])
-def test_a_pack_is_built_in_any_buffer_and_ignores_what_was_in_it(size):
-    buffer = bytearray(b"old" * size)
-    footer, data = build(CHUNKS, buffer=buffer)
+@pytest.mark.parametrize("lent", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 40, 500, 5000])
+def test_a_pack_is_built_in_any_arena_and_ignores_what_was_in_it(size, lent):
+    arena = memoryview(bytearray(b"old" * size))
+    _, data = build(CHUNKS, arena=arena, lent=lent)
     assert data == build(CHUNKS)[1]
-    assert bytes(buffer[: len(data)]) == data
-    check_pack(footer, memoryview(buffer)[: len(data)])
 
 
-def test_a_buffer_is_used_again():
-    buffer = bytearray()
-    first = build(CHUNKS, buffer=buffer)[1]
-    second = build([b"b"], pack=PackId(bytes(16)), buffer=buffer)[1]
+def test_what_is_not_lent_is_copied():
+    payloads = [bytearray(b"lent"), bytearray(b"copied into the arena"), bytearray(b"copied elsewhere" * 10)]
+    builder = PackBuilder(PACK, memoryview(bytearray(PREFIX_SIZE + 50)))
+    for number, payload in enumerate(payloads):
+        builder.add(chunk_id(payload), Codec.RAW, payload, len(payload), 0, lent=number == 0)
+    for payload in payloads:
+        payload[:] = bytes(len(payload))
+    _, parts = builder.finish()
+    data = b"".join(parts)
+    assert (b"lent" in data, b"copied into the arena" in data, b"copied elsewhere" * 10 in data) == (False, True, True)
+
+
+def test_an_arena_is_used_again():
+    arena = memoryview(bytearray(2000))
+    first = build(CHUNKS, arena=arena)[1]
+    second = build([b"b"], pack=PackId(bytes(16)), arena=arena)[1]
     assert first == build(CHUNKS)[1]
     assert second == build([b"b"], pack=PackId(bytes(16)))[1]
 

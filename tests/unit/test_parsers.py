@@ -49,8 +49,8 @@ def _pack():
     for chunk in (b"a", bytes(500), b"some text " * 30):
         codec, payload = Encoder().encode(chunk)
         builder.add(chunk_id(chunk), codec, payload, len(chunk), blob_check(codec, payload))
-    footer, view = builder.finish()
-    return footer, bytes(view)
+    footer, parts = builder.finish()
+    return footer, b"".join(parts)
 
 
 FOOTER, WHOLE_PACK = _pack()

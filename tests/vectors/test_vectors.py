@@ -17,7 +17,7 @@ from cas_checkpoint.manifests import Manifest
 from cas_checkpoint.marks import Mark
 from cas_checkpoint.packs import PACK_TAIL_SIZE, PackBuilder, check_pack, parse_footer, read_tail
 from cas_checkpoint.pointers import Pointer
-from cas_checkpoint.records import Kind, decode_record
+from cas_checkpoint.records import Kind, decode_record, make_head
 
 VECTORS = Path(__file__).parent
 RECORDS = {"H": Header, "M": Manifest, "C": Commit, "K": Mark, "R": Pointer}
@@ -192,12 +192,12 @@ def test_packs(name):
         stored = data[blob["offset"] : blob["offset"] + blob["size"]]
         assert chunk_id(Decoder().decode(stored, blob["plain_size"])).hex() == blob["id"]
         builder.add(bytes.fromhex(blob["id"]), stored[0], stored[1:], blob["plain_size"], blob["check"])
-    assert bytes(builder.finish()[1]) == with_writer_version(data, len(footer.encoded))
+    assert b"".join(builder.finish()[1]) == with_writer_version(data, len(footer.encoded))
 
 
 def with_writer_version(data, footer_size):
     """The pack as this version would write it: the head, and its copy in the footer, name the writer's version."""
-    head = PackBuilder(PackId(bytes(16))).buffer[:16]
+    head = make_head(Kind.PACK)
     footer = head + data[-footer_size - PACK_TAIL_SIZE :][16 : footer_size - 32]
     return bytes(head + data[16 : -footer_size - PACK_TAIL_SIZE] + footer + chunk_id(footer) + data[-PACK_TAIL_SIZE:])
 
