@@ -32,6 +32,7 @@ __all__ = [
     "manifest_key",
     "pack_key",
     "parse_commit_key",
+    "parse_series_key",
     "series_prefix",
 ]
 
@@ -42,6 +43,7 @@ MAX_INLINE_SIZE = 128 * 2**10
 MAX_SERIES_SIZE = 200
 MAX_SEQUENCE = 10**16 - 1
 MAX_MESSAGE_SIZE = 64 * 2**10
+_IN_SERIES: Final = re.compile(r"([0-9]{16})-([0-9a-f]{32})")
 _COMMIT_KEY: Final = re.compile(r"commits/([^/]+)/([0-9]{16})-([0-9a-f]{32})")
 
 
@@ -101,6 +103,12 @@ class CommitKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{series_prefix(self.series)}{self.sequence:016d}-{self.transaction.hex()}"
+
+
+def parse_series_key(key: str, series: str, prefix: str) -> CommitKey | None:
+    """Read the key of a commit of one series, whose prefix is known, as `parse_commit_key` does."""
+    match = _IN_SERIES.fullmatch(key, len(prefix)) if key.startswith(prefix) else None
+    return CommitKey(series, int(match[1]), TransactionId(bytes.fromhex(match[2]))) if match else None
 
 
 def parse_commit_key(key: str) -> CommitKey | None:

@@ -7,15 +7,16 @@ from the packs themselves, and it may vanish at any time.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from cas_checkpoint.errors import DamagedObject
 from cas_checkpoint.ids import CHUNK_ID_SIZE, RANDOM_ID_SIZE, Buffer, PackId, TransactionId, digest
+from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.packs import Footer, footer_size, parse_footer
 from cas_checkpoint.records import CHECKSUM_SIZE, HEAD_SIZE, Kind, check_head, make_head
+from cas_checkpoint.rows import ChunkRows, Run, id_words, merge_runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +36,7 @@ __all__ = [
 _FRAME = struct.Struct("<QII")  # base, packs, reserved
 _ROW = struct.Struct(f"<{RANDOM_ID_SIZE}sQII")  # pack, offset, size, reserved
 _FRAME_END = HEAD_SIZE + RANDOM_ID_SIZE + _FRAME.size
+_MAX_MERGED = 2**19  # chunks; no longer run is made by merging, so that this never takes much memory
 
 
 class Section(NamedTuple):
@@ -151,47 +153,25 @@ class Locations(NamedTuple):
     checks: NDArray[np.uint32]
 
 
-class _Run(NamedTuple):
-    """Rows sorted by the first word of the chunk id: 52 bytes a chunk."""
-
-    words: NDArray[np.uint64]  # shape (4, n): the id as four words
-    columns: NDArray[np.uint32]  # shape (5, n): pack, offset, stored size, plain size, check
-
-    @property
-    def rows(self) -> int:
-        return int(self.words.shape[1])
-
-
-def _words(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(np.ascontiguousarray(ids).view("<u8").reshape(-1, 4).T)
-
-
-def _sorted_run(words: NDArray[np.uint64], columns: NDArray[np.uint32]) -> _Run:
-    order = np.argsort(words[0], kind="stable")
-    return _Run(words[:, order], columns[:, order])
-
-
-def _merged(runs: tuple[_Run, ...]) -> tuple[_Run, ...]:
+def _merged(runs: tuple[Run, ...]) -> tuple[Run, ...]:
     """Merge the last runs while the newest is more than half as long as the one before it."""
-    while len(runs) > 1 and runs[-1].rows * 2 > runs[-2].rows:
-        older, newer = runs[-2:]
-        words = np.concatenate([older.words, newer.words], axis=1)
-        columns = np.concatenate([older.columns, newer.columns], axis=1)
-        runs = (*runs[:-2], _sorted_run(words, columns))
+    while len(runs) > 1 and runs[-2].rows < runs[-1].rows * 2 <= 2 * (_MAX_MERGED - runs[-2].rows):
+        runs = (*runs[:-2], merge_runs(*runs[-2:]))
     return runs
 
 
 class ChunkIndex:
     """The index in memory: sorted arrays, looked up in batches. One thread may add while others look up.
 
-    Chunks are added pack by pack; runs of like size are merged, so that a look-up searches few of them.
+    Chunks are added pack by pack or many packs at once; short runs of like size are merged, so that a look-up
+    searches few of them.
     """
 
     def __init__(self) -> None:
         """Make an empty index."""
         self.packs: list[PackId] = []
         self._numbers: dict[PackId, int] = {}
-        self._runs: tuple[_Run, ...] = ()  # replaced as a whole, never changed: readers need no lock
+        self._runs: tuple[Run, ...] = ()  # replaced as a whole, never changed: readers need no lock
 
     def __len__(self) -> int:
         """Return the number of chunks; one held by two packs counts twice."""
@@ -202,37 +182,35 @@ class ChunkIndex:
         return pack in self._numbers
 
     def add(self, footers: Iterable[Footer]) -> None:
-        """Add the chunks of packs that are not in here yet."""
-        fresh = []
-        for footer in footers:
-            if footer.pack not in self._numbers:
-                self._numbers[footer.pack] = len(self.packs)
-                self.packs.append(footer.pack)
-                fresh.append(footer)
-        if not any(len(footer.ids) for footer in fresh):
-            return
-        words = np.concatenate([_words(footer.ids) for footer in fresh], axis=1)
-        columns = np.concatenate([self._columns(footer) for footer in fresh], axis=1)
-        self._runs = _merged((*self._runs, _sorted_run(words, columns)))
+        """Add the chunks of packs that are not in here yet; footers that nobody else holds are freed meanwhile."""
+        fresh = deque(footer for footer in footers if footer.pack not in self._numbers)
+        rows = ChunkRows(sum(len(footer.ids) for footer in fresh))
+        rows.add(fresh.popleft() for _ in range(len(fresh)))
+        self.adopt(rows)
 
-    def _columns(self, footer: Footer) -> NDArray[np.uint32]:
-        numbers = np.full(len(footer.ids), self._numbers[footer.pack], np.uint32)
-        return np.stack([numbers, footer.offsets, footer.stored_sizes, footer.plain_sizes, footer.checks])
+    def adopt(self, rows: ChunkRows) -> None:
+        """Add what was gathered of packs that are not in here yet; the memory of `rows` becomes that of the index."""
+        first = len(self.packs)
+        self.packs.extend(rows.packs)
+        self._numbers.update((pack, first + number) for number, pack in enumerate(rows.packs))
+        if len(rows):
+            self._runs = _merged((*self._runs, rows.sorted(first)))
 
     def locate(self, ids: NDArray[np.uint8]) -> Locations:
         """Look up chunk ids, uint8 of shape (n, 32); of several places the one that was added first is told."""
-        words = _words(ids)
+        words = id_words(ids)
         count = words.shape[1]
         found = np.zeros(count, np.bool_)
         columns = np.zeros((5, count), np.uint32)
+        missing = np.arange(count)
         for run in self._runs:
-            missing = np.flatnonzero(~found)
             if not len(missing):
                 break
-            rows = _search(run, words[:, missing])
-            hits = rows >= 0
-            found[missing[hits]] = True
-            columns[:, missing[hits]] = run.columns[:, rows[hits]]
+            hits, rows = run.find(words[:, missing])
+            if len(hits):
+                found[missing[hits]] = True
+                columns[:, missing[hits]] = run.columns[:, rows]
+                missing = np.delete(missing, hits)
         return Locations(found, *columns)
 
     def contains(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
@@ -243,21 +221,3 @@ class ChunkIndex:
 def ids_array(joined: Buffer) -> NDArray[np.uint8]:
     """Return concatenated chunk ids as an array of shape (n, 32)."""
     return np.frombuffer(joined, np.uint8).reshape(-1, CHUNK_ID_SIZE)
-
-
-def _search(run: _Run, wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the row of each wanted id in `run`, -1 where there is none."""
-    rows = np.searchsorted(run.words[0], wanted[0]).astype(np.int64)
-    result = np.full(len(rows), -1, np.int64)
-    open_ = np.arange(len(rows))
-    while len(open_):
-        at = rows[open_]
-        inside = at < run.rows
-        open_, at = open_[inside], at[inside]
-        same = run.words[0, at] == wanted[0, open_]
-        open_, at = open_[same], at[same]
-        equal = (run.words[1:, at] == wanted[1:, open_]).all(axis=0)
-        result[open_[equal]] = at[equal]
-        open_ = open_[~equal]
-        rows[open_] += 1  # another chunk whose id begins with the same eight bytes
-    return result

@@ -26,6 +26,7 @@ from cas_checkpoint.records import (
 )
 
 __all__ = [
+    "ENTRY_FRAME_SIZE",
     "INLINE_REFS",
     "MAX_DEPTH",
     "MAX_ENTRY_SIZE",
@@ -37,6 +38,7 @@ __all__ = [
     "Content",
     "Entry",
     "EntryReader",
+    "EntrySplitter",
     "EntryType",
     "Manifest",
     "Owner",
@@ -47,6 +49,7 @@ __all__ = [
     "encode_entry",
     "encode_ref",
     "order",
+    "peek_path",
 ]
 
 MAX_PATH_SIZE = 32 * 2**10
@@ -62,6 +65,8 @@ REF_SIZE = _REF.size
 _EXTENT: Final = struct.Struct("<QQ")
 _PACK_REF: Final = struct.Struct(f"<{RANDOM_ID_SIZE}s{RANDOM_ID_SIZE}s")
 _ENTRY_SIZE: Final = struct.Struct("<I")
+ENTRY_FRAME_SIZE = _ENTRY_SIZE.size
+"""What stands before an entry in a stream of entries: its size."""
 _MODE_BITS: Final = 0o7777
 
 
@@ -353,18 +358,20 @@ def _check_extents(extents: tuple[tuple[int, int], ...], size: int) -> int:
     return sum(length for _, length in extents)
 
 
-class EntryReader:
-    """Reads entries from the pieces of an entry stream, as they come."""
+class EntrySplitter:
+    """Splits an entry stream into encoded entries, piece by piece as they come.
+
+    Attributes:
+        rest: what came of the next entry.
+    """
 
     def __init__(self) -> None:
         """Begin a stream."""
-        self._rest = b""
-        self._last: Entry | None = None
-        self._count = 0
+        self.rest = b""
 
-    def feed(self, piece: Buffer) -> Iterator[Entry]:
-        """Yield the entries that are complete with this piece; anything that is not right is `DamagedObject`."""
-        data = self._rest + bytes(piece)
+    def feed(self, piece: Buffer) -> Iterator[bytes]:
+        """Yield the entries that are complete with this piece, without their sizes."""
+        data = self.rest + bytes(piece)
         start = 0
         while len(data) - start >= _ENTRY_SIZE.size:
             (size,) = _ENTRY_SIZE.unpack_from(data, start)
@@ -373,9 +380,34 @@ class EntryReader:
             end = start + _ENTRY_SIZE.size + size
             if end > len(data):
                 break
-            yield self._next(decode_entry(data[start + _ENTRY_SIZE.size : end]))
+            yield data[start + _ENTRY_SIZE.size : end]
             start = end
-        self._rest = data[start:]
+        self.rest = data[start:]
+
+
+def peek_path(encoded: bytes) -> bytes:
+    """Return the path of an encoded entry without checking anything else in it; empty if there is none."""
+    first = encoded[1:2]
+    if first == b"\xc4":
+        return encoded[3 : 3 + encoded[2]]
+    if first == b"\xc5":
+        return encoded[4 : 4 + int.from_bytes(encoded[2:4], "big")]
+    return b""
+
+
+class EntryReader:
+    """Reads entries from the pieces of an entry stream, as they come."""
+
+    def __init__(self) -> None:
+        """Begin a stream."""
+        self._splitter = EntrySplitter()
+        self._last: Entry | None = None
+        self._count = 0
+
+    def feed(self, piece: Buffer) -> Iterator[Entry]:
+        """Yield the entries that are complete with this piece; anything that is not right is `DamagedObject`."""
+        for encoded in self._splitter.feed(piece):
+            yield self._next(decode_entry(encoded))
 
     def _next(self, entry: Entry) -> Entry:
         last = self._last
@@ -390,5 +422,5 @@ class EntryReader:
 
     def finish(self, count: int) -> None:
         """Check that the stream ended between two entries, after `count` of them."""
-        if self._rest or self._count != count:
+        if self._splitter.rest or self._count != count:
             raise DamagedObject(f"the entries end after {self._count} of {count}")

@@ -43,11 +43,13 @@ class Batch(NamedTuple):
     Attributes:
         buffer: memory that holds their bytes; the packer drops it when it needs it no more.
         spans: start and end of each chunk in the buffer.
+        known: the id of each chunk, None where it is to be found out.
         done: called with each chunk's id and whether it was new, in the order of the spans.
     """
 
     buffer: ReadBuffer
     spans: Spans
+    known: Sequence[ChunkId | None]
     done: Callable[[Sequence[tuple[ChunkId, bool]]], None]
 
 
@@ -141,13 +143,16 @@ class Packer:
 
     def submit(self, batch: Batch) -> None:
         """Take a batch; calls `done` of this or earlier batches as they are finished."""
-        self._batches.append((batch, self._coders.submit(self._code, batch.buffer.view, batch.spans)))
+        if self._knowledge is None:  # so little that a thread would cost more than it does
+            self._take(batch, self._code(batch.buffer.view, batch.spans, batch.known))
+            return
+        self._batches.append((batch, self._coders.submit(self._code, batch.buffer.view, batch.spans, batch.known)))
         while len(self._batches) > self._workers + 1:
             self._collect()
 
     def store(self, chunk: Buffer) -> ChunkId:
         """Store one chunk of metadata (entries, lists of chunks); these lie together, apart from files' data."""
-        (coded,), used, _ = self._code(chunk, [(0, len(chunk))])
+        (coded,), used, _ = self._code(chunk, [(0, len(chunk))], [None])
         self._used |= used
         if coded.blob is not None:
             self._fresh.add(coded.chunk)
@@ -201,10 +206,10 @@ class Packer:
         old = found.found & ~known
         return (known | old).tolist(), set(found.packs[old].tolist())
 
-    def _code(self, buffer: Buffer, spans: Spans) -> _Results:
+    def _code(self, buffer: Buffer, spans: Spans, known_ids: Sequence[ChunkId | None]) -> _Results:
         own_packs = len(self._own.packs)
         view = memoryview(buffer)
-        ids = [chunk_id(view[start:end]) for start, end in spans]
+        ids = [known or chunk_id(view[start:end]) for known, (start, end) in zip(known_ids, spans, strict=True)]
         known, used = self._look_up(ids)
         encoder: Encoder | None = getattr(self._local, "encoder", None)
         if encoder is None:
@@ -224,7 +229,10 @@ class Packer:
     def _collect(self) -> None:
         """Take the oldest batch from the workers and put its new chunks into packs."""
         batch, future = self._batches.popleft()
-        coded, used, own_packs = future.result()
+        self._take(batch, future.result())
+
+    def _take(self, batch: Batch, found: _Results) -> None:
+        coded, used, own_packs = found
         self._used |= used
         if own_packs != len(self._own.packs):  # a pack was closed since: it may hold what was looked for in vain
             stored = self._own.contains([item.chunk for item in coded]).tolist()

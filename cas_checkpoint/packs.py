@@ -10,11 +10,10 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from cas_checkpoint.codecs import BLOB_OVERHEAD, MAX_CHUNK_SIZE, blob_check
 from cas_checkpoint.errors import DamagedObject
 from cas_checkpoint.ids import CHUNK_ID_SIZE, RANDOM_ID_SIZE, Buffer, ChunkId, PackId, digest
+from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.records import CHECKSUM_SIZE, HEAD_SIZE, Kind, check_head, make_head
 
 if TYPE_CHECKING:
@@ -120,7 +119,9 @@ class PackBuilder:
             self._parts.append(data)
             self._size += len(data)
 
-    def add(self, chunk: ChunkId, codec: int, payload: Buffer, plain_size: int, check: int, *, lent: bool = False) -> None:
+    def add(
+        self, chunk: ChunkId, codec: int, payload: Buffer, plain_size: int, check: int, *, lent: bool = False
+    ) -> None:
         """Append the blob made of `codec` and `payload`; `check` is `blob_check` of the two.
 
         If the payload is lent, its memory must stay as it is until the pack was written; else it is copied.

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.buffers import anonymous_memory
 from cas_checkpoint.codecs import Decoder, blob_check
@@ -27,6 +25,7 @@ from cas_checkpoint.errors import (
 from cas_checkpoint.footers import read_footer, read_index_footers
 from cas_checkpoint.ids import Buffer, ChunkId, PackId, TransactionId, chunk_id, digest
 from cas_checkpoint.index import ChunkIndex, ids_array
+from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import (
     MAX_MANIFEST_SIZE,
     REF_SIZE,
@@ -108,6 +107,11 @@ class SnapshotReader:
     def key(self) -> CommitKey:
         """The key of the snapshot's commit."""
         return self._commit.key
+
+    @property
+    def near(self) -> bool:
+        """Whether the store is where reading needs no parallel requests to be fast."""
+        return self._backend.near
 
     def inline_size(self) -> int | None:
         """Return the bytes that the snapshot takes within its commit, None if it is not carried by it."""
@@ -257,13 +261,16 @@ class SnapshotReader:
         except IndexError:
             workspace = _Workspace()
         try:
-            for part in _requests(((request.pack, row) for row in request.rows), self._request_size()):
+            for part in self._parts(request):
                 yield from self._decoded(part, self._read(part, workspace), workspace.decoder)
         finally:
             self._spare.append(workspace)
 
-    def _request_size(self) -> int:
-        return _NEAR_REQUEST if self._backend.near else MAX_REQUEST
+    def _parts(self, request: Request) -> Iterable[Request]:
+        """Divide a request into those that are made of it."""
+        if not self.near:
+            return (request,)
+        return _requests(((request.pack, row) for row in request.rows), _NEAR_REQUEST)
 
     def _read(self, request: Request, workspace: _Workspace) -> memoryview:
         """Return the bytes of a request."""

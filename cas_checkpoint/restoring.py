@@ -7,23 +7,31 @@ written wherever they belong. How a target is kept safe stands in `targets`.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from cas_checkpoint.errors import DamagedObject, EntryNotFound
+from cas_checkpoint.backends.descriptors import fill
+from cas_checkpoint.buffers import anonymous_memory
+from cas_checkpoint.codecs import MAX_CHUNK_SIZE
 from cas_checkpoint.ids import Buffer, chunk_id
 from cas_checkpoint.manifests import ChunkRef, Content, Entry, EntryType
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.reading import Request, SnapshotReader
+from cas_checkpoint.selections import Selection
 from cas_checkpoint.targets import StagedFile, Target
 
 __all__ = ["RestoreResult", "restore"]
 
-_WINDOW_CHUNKS = 2**16
-_WINDOW_FILES = 2**12
+_WINDOW_CHUNKS = 2**14
+_SMALL_CHUNK = 2**15  # below that, most of the work is Python's, of which several threads do less than one
+_LARGE_FILE = 2**24  # which several threads compare with what it should be, so many chunks at once:
+_COMPARED_CHUNKS = 32
+_NOTHING = Content(0, 0, b"")
 
 
 class RestoreResult(NamedTuple):
@@ -55,7 +63,7 @@ def restore(
     monitor: Monitor,
 ) -> RestoreResult:
     """Write a snapshot, or the parts of it under `paths`, into the directory `target`; see `Store.restore`."""
-    entries = _linked(_selected(reader.entries(), paths), reader)
+    selection = Selection(reader, paths)
     notices: list[Notice] = []
 
     def notice(item: Notice) -> None:
@@ -64,68 +72,53 @@ def restore(
 
     with Target(target, owner=owner, exact=exact, notice=notice) as place:
         job = _Job(reader, place, workers=workers, monitor=monitor)
-        job.run(entries)
+        job.run(selection)
         if exact:
-            place.remove_others({entry.path for entry in entries})
-        place.finish_directories([entry for entry in entries if entry.type is EntryType.DIRECTORY])
+            place.remove_others({entry.path for entry in selection.entries()})
+        place.finish_directories(selection.directories)
     return RestoreResult(Path(target), job.files, job.files_unchanged, job.bytes_written, tuple(notices))
 
 
-def _selected(entries: Iterable[Entry], paths: Sequence[bytes] | None) -> list[Entry]:
-    """Return the entries at or below one of `paths`, all if that is None; a path that fits none is an error.
-
-    The empty path is that of the saved directory itself, and so fits all.
-    """
-    if paths is None:
-        return list(entries)
-    found: dict[bytes, bool] = dict.fromkeys(paths, False)
-    selected = []
-    for entry in entries:
-        fitting = [path for path in found if not path or entry.path == path or entry.path.startswith(path + b"/")]
-        found.update(dict.fromkeys(fitting, True))
-        if fitting:
-            selected.append(entry)
-    for path, was_found in found.items():
-        if not was_found:
-            raise EntryNotFound(f"the snapshot holds nothing at {os.fsdecode(path)!r}; 'show' lists what it holds")
-    return selected
-
-
-def _linked(entries: list[Entry], reader: SnapshotReader) -> list[Entry]:
-    """Turn hard links to files that are not among the entries into files, the first of each; later ones link to it."""
-    present = {entry.path for entry in entries if entry.type is EntryType.FILE}
-    orphans = {entry.target for entry in entries if entry.type is EntryType.HARDLINK} - present
-    if not orphans:
-        return entries
-    files = {entry.path: entry for entry in reader.entries() if entry.path in orphans and entry.type is EntryType.FILE}
-    heirs: dict[bytes, bytes] = {}
-    result = []
-    for entry in entries:
-        if entry.type is EntryType.HARDLINK and entry.target in orphans:
-            file = files.get(entry.target)
-            if file is None:
-                raise DamagedObject(f"{entry.name} is linked to a file that the snapshot does not hold")
-            heir = heirs.setdefault(entry.target, entry.path)
-            entry = file._replace(path=entry.path) if heir == entry.path else entry._replace(target=heir)  # noqa: PLW2901
-        result.append(entry)
-    return result
-
-
 class _File:
-    """A file being restored."""
+    """A file being restored. Its chunks come in any order, from several threads.
 
-    def __init__(self, entry: Entry, refs: list[ChunkRef]) -> None:
-        self.entry = entry
-        self.refs = refs
-        self.remaining = len(refs)
-        self.staged: StagedFile | None = None
+    Attributes:
+        entry: what it is to become.
+        chunks: how many chunks were asked for.
+        complete: whether these are all.
+    """
 
-    def write(self, offset: int, data: Buffer) -> None:
-        """Write data of the content at `offset`, where the file's extents put it."""
-        if self.staged is None:
-            raise DamagedObject("a chunk for a file that is not being restored")
-        for at, piece in _placed(self.entry.extents, offset, memoryview(data)):
-            self.staged.write(at, piece)
+    __slots__ = ("_lock", "_staged", "_target", "_written", "chunks", "complete", "entry")
+
+    def __init__(self, entry: Entry, target: Target) -> None:
+        self.entry, self.chunks, self.complete = entry, 0, False
+        self._target = target
+        self._lock = threading.Lock()
+        self._staged: StagedFile | None = None
+        self._written = 0
+
+    def add(self, offset: int, data: Buffer) -> bool:
+        """Write the chunk at `offset` of the content; tell whether the file is whole, and in its place, with that."""
+        pieces = _placed(self.entry.extents, offset, memoryview(data))
+        if self.complete and self.chunks == 1:
+            self._target.put(self.entry, pieces)
+            return True
+        staged = self._stage()
+        # Of several writers to one file all but one have to wait: here that costs less than in the system.
+        with self._lock:
+            for at, piece in pieces:
+                staged.write(at, piece)
+            self._written += 1
+            whole = self.complete and self._written == self.chunks
+        if whole:
+            self._target.place(staged, self.entry)
+        return whole
+
+    def _stage(self) -> StagedFile:
+        with self._lock:
+            if self._staged is None:
+                self._staged = self._target.stage(self.entry)
+            return self._staged
 
 
 def _placed(
@@ -143,6 +136,19 @@ def _placed(
         begin += size
 
 
+class _Window:
+    """Chunks that are fetched together, and where each belongs."""
+
+    def __init__(self) -> None:
+        self.refs: list[ChunkRef] = []
+        self.places: list[tuple[_File, int]] = []  # for each, the file and the offset in its content
+
+    def add(self, ref: ChunkRef, file: _File, offset: int) -> None:
+        self.refs.append(ref)
+        self.places.append((file, offset))
+        file.chunks += 1
+
+
 class _Job:
     """One restore: everything between the list of entries and the finished tree."""
 
@@ -150,107 +156,113 @@ class _Job:
         self.files = self.files_unchanged = self.bytes_written = 0
         self._reader, self._target, self._monitor = reader, target, monitor
         self._workers = max(1, workers)
+        self._spare: list[memoryview] = []  # memory to compare in
 
-    def run(self, entries: Sequence[Entry]) -> None:
-        self._monitor.total(sum(entry.size for entry in entries))
-        for entry in entries:
-            if entry.type is EntryType.DIRECTORY:
-                self._target.make_directory(entry.path)
+    def run(self, selection: Selection) -> None:
+        self._monitor.total(selection.size)
+        for entry in selection.directories:
+            self._target.make_directory(entry.path)
         with ThreadPoolExecutor(self._workers, "cas-checkpoint-restore") as pool:
             try:
-                self._restore_files((entry for entry in entries if entry.type is EntryType.FILE), pool)
+                self._restore_files(selection.files(), pool)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        for entry in entries:
+        for entry in selection.links:
             if entry.type is EntryType.SYMLINK:
                 self._target.make_symlink(entry)
-            elif entry.type is EntryType.HARDLINK:
+            else:
                 self._target.make_hardlink(entry)
 
     def _restore_files(self, entries: Iterable[Entry], pool: ThreadPoolExecutor) -> None:
-        window: list[_File] = []
-        chunks = 0
+        window = _Window()
         for entry in entries:
-            file = _File(entry, list(self._reader.refs(entry.content or Content(0, 0, b""))))
-            window.append(file)
-            chunks += len(file.refs)
-            if chunks >= _WINDOW_CHUNKS or len(window) >= _WINDOW_FILES:
-                self._restore_window(window, pool)
-                window, chunks = [], 0
+            self.files += 1
+            content = entry.content or _NOTHING
+            if self._is_there(entry, content, pool):
+                self.files_unchanged += 1
+                self._target.apply_metadata(entry)
+            elif not content.size:
+                self._target.put(entry, ())
+            else:
+                file = _File(entry, self._target)
+                for ref, offset in _with_offsets(self._reader.refs(content)):
+                    if len(window.refs) == _WINDOW_CHUNKS:
+                        self._restore_window(window, pool)
+                        window = _Window()
+                    window.add(ref, file, offset)
+                file.complete = True
         self._restore_window(window, pool)
 
-    def _restore_window(self, window: Sequence[_File], pool: ThreadPoolExecutor) -> None:
-        differing = []
-        for file in window:
-            self.files += 1
-            if self._is_there(file):
-                self.files_unchanged += 1
-                self._target.apply_metadata(file.entry)
-            elif file.refs:
-                differing.append(file)
-            else:
-                self._target.place(self._target.stage(file.entry), file.entry)
-        places = [(file, offset) for file in differing for offset in _offsets(file.refs)]
-        requests = self._reader.plan([ref for file in differing for ref in file.refs])
-        running: deque[Future[list[_File]]] = deque()
-        for request in requests:
-            for row in request.rows:
-                file = places[row.number][0]
-                if file.staged is None:
-                    file.staged = self._target.stage(file.entry)
-            running.append(pool.submit(self._fetch, request, places))
+    def _restore_window(self, window: _Window, pool: ThreadPoolExecutor) -> None:
+        running: deque[Future[int]] = deque()
+        for request in self._reader.plan(window.refs):
+            if self._reader.near and request.size < len(request.rows) * _SMALL_CHUNK:
+                self._count(self._fetch(request, window.places))
+                continue
+            running.append(pool.submit(self._fetch, request, window.places))
             while len(running) > self._workers:
-                self._place(running.popleft().result())
+                self._count(running.popleft().result())
         while running:
-            self._place(running.popleft().result())
+            self._count(running.popleft().result())
 
-    def _fetch(self, request: Request, places: Sequence[tuple[_File, int]]) -> list[_File]:
-        """Write the chunks of a request where they belong; return the file of each."""
-        files = []
+    def _fetch(self, request: Request, places: Sequence[tuple[_File, int]]) -> int:
+        """Write the chunks of a request where they belong; return the bytes of the files that are whole with that."""
+        size = 0
         for row, plain in self._reader.fetch(request):
             file, offset = places[row.number]
-            file.write(offset, plain)
-            files.append(file)
-        return files
+            if file.add(offset, plain) and file.entry.content:
+                size += file.entry.content.size
+        return size
 
-    def _place(self, written: Sequence[_File]) -> None:
-        """Count chunks that were written, and put files that are complete where they belong."""
-        for file in written:
-            file.remaining -= 1
-            if file.remaining == 0 and file.staged is not None:
-                self._target.place(file.staged, file.entry)
-                size = file.entry.content.size if file.entry.content else 0
-                self.bytes_written += size
-                self._monitor.wrote(size)
-                file.staged = None
+    def _count(self, size: int) -> None:
+        self.bytes_written += size
+        self._monitor.wrote(size)
 
-    def _is_there(self, file: _File) -> bool:
+    def _is_there(self, entry: Entry, content: Content, pool: ThreadPoolExecutor) -> bool:
         """Tell whether the target holds a file of that path with that very content."""
-        descriptor = self._target.open_existing(file.entry)
+        descriptor = None if self._target.created else self._target.open_existing(entry)
         if descriptor is None:
             return False
         try:
-            return _same_content(descriptor, file)
+            # Holes are part of what is restored, and comparing them is no cheaper than writing.
+            return entry.extents is None and self._holds(descriptor, content, pool)
         finally:
             os.close(descriptor)
 
+    def _holds(self, descriptor: int, content: Content, pool: ThreadPoolExecutor) -> bool:
+        """Compare a file on disk with the chunks of a content."""
+        refs = _with_offsets(self._reader.refs(content))
+        if content.size < _LARGE_FILE:
+            return self._same(descriptor, list(refs))
+        running: deque[Future[bool]] = deque()
+        same = True
+        try:
+            while same and (run := list(islice(refs, _COMPARED_CHUNKS))):
+                running.append(pool.submit(self._same, descriptor, run))
+                if len(running) > self._workers:
+                    same = running.popleft().result()
+        finally:
+            wait(running)  # they use the descriptor
+        return same and all(future.result() for future in running)
 
-def _offsets(refs: Iterable[ChunkRef]) -> Iterator[int]:
+    def _same(self, descriptor: int, refs: Sequence[tuple[ChunkRef, int]]) -> bool:
+        """Compare a part of a file with chunks, by their ids."""
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = anonymous_memory(MAX_CHUNK_SIZE)
+        try:
+            return all(
+                fill(descriptor, offset, memory[: ref.size]) == ref.size and chunk_id(memory[: ref.size]) == ref.chunk
+                for ref, offset in refs
+            )
+        finally:
+            self._spare.append(memory)
+
+
+def _with_offsets(refs: Iterable[ChunkRef]) -> Iterator[tuple[ChunkRef, int]]:
     offset = 0
     for ref in refs:
-        yield offset
+        yield ref, offset
         offset += ref.size
-
-
-def _same_content(descriptor: int, file: _File) -> bool:
-    """Compare a file on disk with chunks, by their ids."""
-    if file.entry.extents is not None:
-        return False  # holes are part of what is restored, and comparing them is no cheaper than writing
-    for ref, offset in zip(file.refs, _offsets(file.refs), strict=True):
-        data = bytearray()
-        while len(data) < ref.size and (piece := os.pread(descriptor, ref.size - len(data), offset + len(data))):
-            data += piece
-        if len(data) != ref.size or chunk_id(data) != ref.chunk:
-            return False
-    return True

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cas_checkpoint.backends import Backend
@@ -25,12 +27,34 @@ from cas_checkpoint.commits import (
     manifest_key,
     pack_key,
 )
-from cas_checkpoint.errors import CasCheckpointError, ObjectNotFound, SaveAborted, SourceError, StoreNotFound
+from cas_checkpoint.comparing import Comparison, Parent
+from cas_checkpoint.errors import (
+    CasCheckpointError,
+    DamagedStore,
+    ObjectNotFound,
+    SaveAborted,
+    SnapshotForgotten,
+    SourceError,
+    StoreNotFound,
+    UnsupportedStore,
+)
+from cas_checkpoint.filescache import FilesCache, FilesCacheWriter, Row, Stamp
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import PackId, TransactionId, digest
 from cas_checkpoint.index import encode_index
 from cas_checkpoint.knowledge import Knowledge
-from cas_checkpoint.manifests import REF_SIZE, Content, Entry, EntryType, Manifest, PackRef, encode_entry
+from cas_checkpoint.manifests import (
+    ENTRY_FRAME_SIZE,
+    REF_SIZE,
+    ChunkRef,
+    Content,
+    Entry,
+    EntryType,
+    Manifest,
+    PackRef,
+    decode_entry,
+    encode_entry,
+)
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.overlays import overlay
 from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Packer
@@ -51,6 +75,7 @@ __all__ = ["OnError", "SaveOptions", "Saver"]
 OnError = Literal["fail", "skip"]
 
 _MAX_ATTEMPTS = 5
+_KEPT_CHUNKS = 4096  # looked up at once
 
 
 class SaveOptions(NamedTuple):
@@ -65,6 +90,11 @@ class SaveOptions(NamedTuple):
     owner: bool
     level: int
     workers: int
+    caches: Path | None
+
+
+class _ParentUnusable(Exception):
+    """The snapshot that was compared with cannot be relied on after all."""
 
 
 class Saver:
@@ -107,23 +137,45 @@ class Saver:
         if not earlier:
             self._check_store()
         sequence = next_sequence(earlier)
+        cache = self._cache_path(walker) if is_rereadable(source) else None
+        comparison = self._comparison(earlier, cache) if walker.places() else None
         condemned: frozenset[PackId] = frozenset()
         for _ in range(_MAX_ATTEMPTS):
             self.notices.clear()
             key = CommitKey(self.options.series, sequence, TransactionId(random_id()))
-            attempt = _Attempt(self, key, started=started, now_ns=now_ns, condemned=condemned)
+            attempt = _Attempt(self, key, comparison, started=started, now_ns=now_ns, condemned=condemned)
             try:
                 record = attempt.write(walker)
                 if record is not None:
                     commit(self.backend, record)
+                    attempt.remember(cache)
                     return record
+            except _ParentUnusable:
+                attempt.clean_up()
             except BaseException:
                 attempt.clean_up()
                 raise
             condemned |= attempt.condemned
+            comparison = None
             if not is_rereadable(source):
                 break
         raise SaveAborted("packs that the save relied on are being collected; no snapshot was made: save again")
+
+    def _cache_path(self, walker: Walker) -> Path | None:
+        """Return where the files cache of the source is; None if there is to be none."""
+        options, places = self.options, walker.places()
+        if options.caches is None or self.onto is not None or not places:
+            return None
+        said = repr((options.series, options.owner, places)).encode()
+        return options.caches / self.header.store.hex() / digest((said,)).hex()
+
+    def _comparison(self, earlier: Sequence[CommitKey], cache: Path | None) -> Comparison | None:
+        """Return what to compare the source with."""
+        if self.onto is not None:
+            return None
+        known = FilesCache.load(cache, self.options.series) if cache is not None else None
+        latest = max(earlier, key=lambda key: (key.sequence, key.transaction), default=None)
+        return Comparison(self.backend, self.header.store, known, latest)
 
     def _check_store(self) -> None:
         """Make sure that the store was not removed since it was opened: nobody would find the snapshot again."""
@@ -147,19 +199,38 @@ class Saver:
 
 
 class _Pending(NamedTuple):
-    """An entry that waits for its content, and for the entries before it."""
+    """An entry that waits for its content, and for the entries before it.
+
+    Attributes:
+        entry: the entry, as far as it is known.
+        stream: the content of a file that was read.
+        stamp: what the file is recognized by.
+    """
 
     entry: Entry
-    stream: Stream | None
+    stream: Stream | None = None
+    stamp: Stamp | None = None
 
 
 class _Attempt:
     """One run through the source, up to the manifest."""
 
     def __init__(
-        self, saver: Saver, key: CommitKey, *, started: float, now_ns: int, condemned: frozenset[PackId]
+        self,
+        saver: Saver,
+        key: CommitKey,
+        comparison: Comparison | None,
+        *,
+        started: float,
+        now_ns: int,
+        condemned: frozenset[PackId],
     ) -> None:
         self.condemned = condemned
+        self._comparison = comparison
+        self._known = comparison.cache if comparison is not None and comparison.parent() is not None else None
+        self._same = 0  # rows of the files cache that hold, from the first on
+        self._kept: list[ChunkRef] = []  # chunks of the parent that are to be relied on
+        self._rows = FilesCacheWriter(now_ns)
         self._saver, self._backend, self._key = saver, saver.backend, key
         self._started, self._now_ns = started, now_ns
         self._packer: Packer | None = None
@@ -180,6 +251,10 @@ class _Attempt:
         """Write everything but the commit; return the commit to make, None if packs that were relied on are going."""
         try:
             self._read(walker)
+            if self._known is not None and self._same == self._known.size:
+                return self._unchanged_commit(self._known)
+            self._diverge()
+            self._rely_on_kept()
             packer = self._packing(small=self._is_small())
             self._streams.flush()
             packer.settle()
@@ -196,7 +271,7 @@ class _Attempt:
 
     def _is_small(self) -> bool:
         """Tell whether what was read is so little that the commit can carry it."""
-        size = self._streams.held + self._entries.held + sum(len(entry.path) + 64 for entry, _ in self._pending)
+        size = self._streams.held + self._entries.held + sum(len(pending.entry.path) + 64 for pending in self._pending)
         if self._saver.onto is not None:
             size += self._saver.onto.inline_size() or MAX_INLINE_SIZE
         return self._packer is None and size <= MAX_INLINE_SIZE and self._streams.held_chunks <= MAX_BATCH_CHUNKS
@@ -226,6 +301,20 @@ class _Attempt:
         manifest = self._manifest(entries, (), base=0)
         return self._commit(manifest, Inline(manifest, pack))
 
+    def _unchanged_commit(self, known: FilesCache) -> Commit | None:
+        """Make another snapshot of what the parent holds; None if its packs are being collected."""
+        parent = self._parent()
+        try:
+            before = parent.reader.manifest()
+        except CasCheckpointError as error:
+            raise _ParentUnusable from error
+        stats = parent.record.stats
+        self._counts |= {name: getattr(stats, name) for name in ("files", "entries", "logical_size", "chunks")}
+        self._counts["bytes_reused"] = stats.bytes_new + stats.bytes_reused
+        manifest = self._manifest(before.entries, before.packs, base=parent.base)
+        self._known = known.renamed(self._key)
+        return self._checked_commit(manifest, parent.base, frozenset(ref.pack for ref in before.packs))
+
     def _packed_commit(
         self, entries: Content, packer: Packer, old: frozenset[PackId], knowledge: Knowledge
     ) -> Commit | None:
@@ -240,12 +329,17 @@ class _Attempt:
             self._indexed = True
             self._put(index_key(transaction), encode_index(transaction, knowledge.now, packer.footers))
             knowledge.add(transaction, knowledge.now, packer.footers)
-        manifest = self._manifest(entries, tuple(refs), base=base)
-        self._put(manifest_key(transaction), manifest)
+        self._known = self._rows.finish(self._key)
+        return self._checked_commit(self._manifest(entries, tuple(refs), base=base), base, old)
+
+    def _checked_commit(self, manifest: bytes, base: int, old: frozenset[PackId]) -> Commit | None:
+        """Write the manifest, then look at the marks; None if packs that were relied on are being collected."""
+        key = manifest_key(self._key.transaction)
+        self._put(key, manifest)
         condemned = condemned_packs(self._backend, base, old)
         if condemned:
             self.condemned |= condemned
-            self._backend.delete(manifest_key(transaction))
+            self._backend.delete(key)
             return None
         return self._commit(manifest, None)
 
@@ -276,6 +370,11 @@ class _Attempt:
         self._counts["objects_written"] += 1
         self._saver.monitor.wrote(len(data))
 
+    def remember(self, cache: Path | None) -> None:
+        """Write the files cache of the snapshot; there is none of a small one, which is read as fast."""
+        if cache is not None and self._known is not None:
+            self._known.store(cache)
+
     def clean_up(self) -> None:
         """After a failure, remove the packs that no object names yet, so that nobody can have come to rely on them."""
         if self._indexed:
@@ -290,34 +389,85 @@ class _Attempt:
 
     def _read(self, walker: Walker) -> None:
         """Read everything that is to be saved, in the order of the entries."""
+        walker.rows = self._comparison.row if self._comparison is not None else lambda *_: None
         for item in walker:
-            pending = self._read_item(item)
+            if self._is_same(item):
+                self._same += 1
+                continue
+            self._diverge()
+            pending = self._keep_row(item.row) if item.is_unchanged and item.row else self._read_item(item)
             if pending is None:
                 walker.forget(item.entry)
                 continue
             self._pending.append(pending)
             self._emit()
 
+    def _is_same(self, item: SourceItem) -> bool:
+        """Tell whether the source has been what the parent holds, from the first item to this one."""
+        if self._known is None or self._comparison is None:
+            return False
+        if not item.is_unchanged:
+            row = self._comparison.row(item.entry.path) if item.open is None else None
+            if row is None or encode_entry(item.entry)[ENTRY_FRAME_SIZE:] != row.encoded:
+                return False
+        return self._comparison.number == self._same  # else something of the parent is gone
+
+    def _diverge(self) -> None:
+        """From now on the source is not what the parent holds: take over what was the same so far."""
+        known, self._known = self._known, None
+        for row in islice(known.rows(), self._same) if known is not None else ():
+            self._pending.append(self._keep_row(row))
+            self._emit()
+
+    def _keep_row(self, row: Row) -> _Pending:
+        """Take over an entry of the parent."""
+        try:
+            entry = decode_entry(row.encoded)
+            if entry.content is not None:
+                self._kept += self._count_kept(self._parent().reader, entry.content)
+        except CasCheckpointError as error:
+            raise _ParentUnusable from error
+        if len(self._kept) >= _KEPT_CHUNKS:
+            self._rely_on_kept()
+        return _Pending(entry, stamp=row.stamp)
+
+    def _parent(self) -> Parent:
+        parent = self._comparison.parent() if self._comparison is not None else None
+        if parent is None:
+            raise _ParentUnusable
+        return parent
+
+    def _rely_on_kept(self) -> None:
+        kept, self._kept = self._kept, []
+        if kept:
+            try:
+                self._hold(self._parent().reader, kept, self._packing())
+            except (DamagedStore, ObjectNotFound, SnapshotForgotten, UnsupportedStore) as error:
+                raise _ParentUnusable from error
+
     def _read_item(self, item: SourceItem) -> _Pending | None:
         """Read a file's data; None if it could not be read and is left out."""
         if item.open is None:
-            return _Pending(item.entry, None)
+            return _Pending(item.entry)
+        forecast = None
+        if item.stamp is not None and self._comparison is not None:
+            forecast = self._comparison.forecast(item.row, item.entry.size)
         try:
             reader = item.open()
             try:
-                stream = self._streams.read(reader, self._saver.monitor.read)
+                stream = self._streams.read(reader, self._saver.monitor.read, forecast)
                 size = reader.finish()
             finally:
                 reader.close()
         except SourceError as error:
             self._saver.problem(error)
             return None
-        return _Pending(item.entry._replace(size=size, extents=reader.extents), stream)
+        return _Pending(item.entry._replace(size=size, extents=reader.extents), stream, item.stamp)
 
     def _emit(self) -> None:
         """Write the entries whose turn has come."""
         while self._pending and (self._pending[0].stream is None or not self._pending[0].stream.outstanding):
-            entry, stream = self._pending.popleft()
+            entry, stream, stamp = self._pending.popleft()
             if stream is not None:
                 content = Content(0, 0, b"")
                 if stream.size:
@@ -327,7 +477,7 @@ class _Attempt:
             if self._saver.onto is not None:
                 self._above.append(entry)
             else:
-                self._write_entry(entry)
+                self._write_entry(entry, stamp)
 
     def _count_stream(self, stream: Stream) -> None:
         counts = self._counts
@@ -336,26 +486,37 @@ class _Attempt:
         counts["bytes_new"] += stream.bytes_new
         counts["bytes_reused"] += stream.size - stream.bytes_new
 
-    def _write_entry(self, entry: Entry) -> None:
+    def _write_entry(self, entry: Entry, stamp: Stamp | None = None) -> None:
         self._counts["entries"] += 1
         if entry.type is EntryType.FILE:
             self._counts["files"] += 1
             self._counts["logical_size"] += entry.size
-        self._entries.write(encode_entry(entry))
+        encoded = encode_entry(entry)
+        self._entries.write(encoded)
+        self._rows.add(encoded, stamp)
 
     def _lay_over(self, lower: SnapshotReader, packer: Packer) -> None:
         """Write the entries of the lower snapshot with ours laid over them."""
         for entry, kept in overlay(lower.entries(), self._above):
             if kept and entry.content is not None:
-                self._keep(lower, entry.content, packer)
+                self._hold(lower, self._count_kept(lower, entry.content), packer)
             self._write_entry(entry)
 
-    def _keep(self, lower: SnapshotReader, content: Content, packer: Packer) -> None:
-        """Make the new snapshot hold a content of the lower one, copying only what is not known to be in the store."""
-        refs = list(lower.refs(content, lists=True))
+    def _count_kept(self, reader: SnapshotReader, content: Content) -> list[ChunkRef]:
+        """Count a content that is taken over from another snapshot; return all chunks that it needs."""
+        refs = list(reader.refs(content, lists=True))
+        lists = len(refs)
+        size = content.size
+        while size > 0:  # the chunks of the data come last
+            lists -= 1
+            size -= refs[lists].size
+        self._counts["chunks"] += len(refs) - lists
+        self._counts["bytes_reused"] += content.size
+        return refs
+
+    def _hold(self, reader: SnapshotReader, refs: Sequence[ChunkRef], packer: Packer) -> None:
+        """Make the new snapshot hold chunks of another one, copying only what is not known to be in the store."""
         missing = set(packer.rely_on(ref.chunk for ref in refs))
         wanted = list({ref.chunk: ref for ref in refs if ref.chunk in missing}.values())
-        for chunk in lower.chunks(wanted):
+        for chunk in reader.chunks(wanted):
             packer.store(chunk)
-        self._counts["chunks"] += len(refs)
-        self._counts["bytes_reused"] += content.size

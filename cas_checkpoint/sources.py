@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from cas_checkpoint.errors import InvalidArgument, InvalidArgumentType, SourceError, SourceUnreadable
+from cas_checkpoint.filescache import Row
 from cas_checkpoint.ids import Buffer
 from cas_checkpoint.manifests import Entry, EntryType, check_path, order
 from cas_checkpoint.monitor import Notice
@@ -167,16 +168,22 @@ class Walker:
         """
         self._tops = _tops(source, default_name)
         self._now_ns = now_ns
+        self.rows: Callable[[bytes, int], Row | None] = lambda *_: None
+        """Gives what there is to compare a file on the disk with, by path and size; asked in the order of the items."""
         self._trees = TreeWalker(owner=owner, xattrs=xattrs, problem=problem, notice=notice)
 
     def __iter__(self) -> Iterator[SourceItem]:
         """Yield the items; a hard link's target is the first path of its file that was not forgotten."""
-        self._trees.reset()
+        self._trees.reset(self.rows)
         for path, value in self._tops:
             if isinstance(value, _Disk):
                 yield from self._trees.walk(value.place, path, path or value.name)
             else:
                 yield self._given(path, value)
+
+    def places(self) -> list[tuple[bytes, bytes]]:
+        """Return what comes from the disk: the path of each top in the snapshot, and its place on the disk."""
+        return [(path, value.place) for path, value in self._tops if isinstance(value, _Disk)]
 
     def forget(self, entry: Entry) -> None:
         """Take note, before the next item is asked for, that this one is not saved: no hard link may refer to it."""

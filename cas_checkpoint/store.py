@@ -24,9 +24,11 @@ from cas_checkpoint.errors import (
     SnapshotNotFound,
     StoreNotFound,
 )
+from cas_checkpoint.filescache import cache_directory
 from cas_checkpoint.headers import HEADER_KEY, Header, check_features
 from cas_checkpoint.ids import PackId, StoreId, TransactionId, is_hex_id
 from cas_checkpoint.knowledge import Knowledge
+from cas_checkpoint.manifests import PackRef
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.records import MAX_ITEMS
 from cas_checkpoint.restoring import RestoreResult, restore
@@ -38,7 +40,7 @@ from cas_checkpoint.verifying import VerifyReport, verify
 
 __all__ = ["Store", "StoreInfo"]
 
-_INDEX_LIMIT = 4 * 2**20  # chunks known at once: about 220 MB
+_INDEX_LIMIT = 192 * 2**20  # bytes of memory for what is known to be in the store: some three million chunks
 _READERS = 16  # commits read at once
 _MIN_PREFIX = 4
 _NAMED = ("manifests/", "packs/")  # of objects with random names
@@ -155,6 +157,7 @@ class Store:
         message: str | None = None,
         on_error: OnError = "fail",
         owner: bool = False,
+        files_cache: bool = True,
         onto: Snapshot | None = None,
         monitor: Monitor | None = None,
     ) -> Snapshot:
@@ -172,6 +175,8 @@ class Store:
             on_error: what to do about a file that cannot be read, changes or vanishes while it is being saved:
                 "fail" commits nothing; "skip" leaves it out and says so in `Snapshot.warnings`.
             owner: record owners and groups.
+            files_cache: do not read files whose size, times and inode are those of the last save of the same source,
+                as a cache on this machine has them (in CAS_CHECKPOINT_CACHE, or the user's directory for caches).
             onto: keep that snapshot's entries where `source` has none of the path.
             monitor: told of progress and warnings.
 
@@ -196,6 +201,7 @@ class Store:
             owner,
             self._level,
             self._workers,
+            cache_directory() if files_cache else None,
         )
         if onto is not None and not isinstance(onto, Snapshot):
             raise InvalidArgumentType(f"onto must be a Snapshot, not {onto!r}; get it with Store.snapshot")
@@ -233,20 +239,26 @@ class Store:
         with self._lock:
             now = list_marks(self._backend).base
             known = self._knowledge
-            if known is None or known.now != now or condemned:
-                known = Knowledge(now, limit=_INDEX_LIMIT, without=condemned)
-                self._knowledge = known
-            known.learn(self._backend, self._homes_of_latest(series))
+            if known is None or known.now != now or known.full or condemned:
+                known = self._knowledge = Knowledge(now, limit=_INDEX_LIMIT, without=condemned)
+            known.learn(self._backend, parent=lambda: self._packs_of_latest(series), newest=self._newest)
             return known
 
-    def _homes_of_latest(self, series: str) -> Iterator[TransactionId]:
-        """Yield the index objects that the latest snapshot of a series needs, so that they are learned first."""
+    def _packs_of_latest(self, series: str) -> tuple[PackRef, ...]:
+        """Return the packs that the latest snapshot of a series needs, which are learned first."""
         try:
             parent = self.latest(series)
-            if parent is not None:
-                yield from (ref.home for ref in parent.reader().manifest().packs)
+            return () if parent is None else parent.reader().manifest().packs
         except CasCheckpointError:  # only an order of preference; what is damaged is told when it is needed
-            return
+            return ()
+
+    def _newest(self) -> list[TransactionId]:
+        """Return all transactions, the latest of each series first, then the ones before these, and so on."""
+        keys: dict[str, list[CommitKey]] = {}
+        for key in list_commits(self._backend):
+            keys.setdefault(key.series, []).append(key)
+        ranked = [enumerate(sorted(group, key=_newest_first)) for group in keys.values()]
+        return [key.transaction for _, key in merge(*ranked, key=lambda item: item[0])]
 
     # --- finding ---
 
@@ -426,24 +438,30 @@ def _read_header(backend: Backend) -> Header | None:
     """Return the header of the store, None if there is no store at all."""
     try:
         return read_header(backend)
-    except ObjectNotFound as error:
-        if _has_objects(backend):
-            raise MissingObject(
-                f"the header {HEADER_KEY} is missing in {backend.url}, which holds the objects of a store; "
-                "restore that small object from a copy of the store"
-            ) from error
-        return None
+    except ObjectNotFound:
+        return _read_header_again(backend) if _has_objects(backend) else None
     except ForeignObject as error:
         if _has_objects(backend):
             raise
         raise NotAStore(f"{backend.url} holds {HEADER_KEY}, which is not the header of a store") from error
 
 
+def _read_header_again(backend: Backend) -> Header:
+    """Return the header of a store that has objects: somebody else may have made it since we looked."""
+    try:
+        return read_header(backend)
+    except ObjectNotFound as error:
+        raise MissingObject(
+            f"the header {HEADER_KEY} is missing in {backend.url}, which holds the objects of a store; "
+            "restore that small object from a copy of the store"
+        ) from error
+
+
 def _has_objects(backend: Backend) -> bool:
     """Tell whether there is any object that only a store has; a folder of somebody else's may have its names."""
     if next(list_commits(backend), None):
         return True
-    return any(is_hex_id(info.key.partition("/")[2]) for prefix in _NAMED for info in backend.list(prefix))
+    return any(is_hex_id(key.partition("/")[2]) for prefix in _NAMED for key in backend.names(prefix))
 
 
 def _create(backend: Backend) -> Header:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from cas_checkpoint.buffers import ReadBuffer, ReadBuffers
 from cas_checkpoint.chunking import Cutter
+from cas_checkpoint.forecasts import Cut, Forecast
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import Buffer, ChunkId
 from cas_checkpoint.manifests import INLINE_REFS, REF_SIZE, Content, encode_ref
@@ -70,16 +71,18 @@ class _Filling:
         self.view = buffer.view
         self.fill = 0
         self.spans: list[tuple[int, int]] = []
+        self.known: list[ChunkId | None] = []
         self.owners: list[Stream] = []
 
-    def add(self, owner: Stream, start: int, ends: Sequence[int]) -> int:
-        """Add the chunks of `owner` that begin at `start` and end at `start` + each of `ends`; return the last end."""
+    def add(self, owner: Stream, start: int, cuts: Sequence[Cut]) -> int:
+        """Add the chunks of `owner` that begin at `start`; return the last end."""
         position = start
-        for end in ends:
+        for end, known in cuts:
             self.spans.append((position, start + end))
+            self.known.append(known)
             self.owners.append(owner)
             position = start + end
-        owner.outstanding += len(ends)
+        owner.outstanding += len(cuts)
         return position
 
 
@@ -110,14 +113,19 @@ class StreamReader:
         """Chunks not yet given to the packer."""
         return len(self._filling.spans)
 
-    def read(self, source: Readable, progress: Callable[[int], None]) -> Stream:
+    def read(self, source: Readable, progress: Callable[[int], None], forecast: Forecast | None = None) -> Stream:
         """Read a stream to its end; its chunks come back later, in order (see `Stream.outstanding`)."""
         stream = Stream()
         start = self._filling.fill
         while True:
             ended = self._fill(source, stream, progress)
             filling = self._filling
-            start = filling.add(stream, start, self._cut(filling, start, ended=ended))
+            if forecast is not None and not forecast.over:
+                start = filling.add(
+                    stream, start, forecast.cuts(filling.view[start : filling.fill], self._cutter, final=ended)
+                )
+            if forecast is None or forecast.over:
+                start = filling.add(stream, start, self._cut(filling, start, ended=ended))
             if ended:
                 break
             self._pass_on(start)
@@ -140,11 +148,11 @@ class StreamReader:
                 return True
         return False
 
-    def _cut(self, filling: _Filling, start: int, *, ended: bool) -> list[int]:
+    def _cut(self, filling: _Filling, start: int, *, ended: bool) -> list[Cut]:
         size = filling.fill - start
         if ended and size <= self._cutter.parameters.min_size:
-            return [size] if size else []
-        return self._cutter.cuts(filling.view[start : filling.fill], final=ended)
+            return [Cut(size, None)] if size else []
+        return [Cut(end, None) for end in self._cutter.cuts(filling.view[start : filling.fill], final=ended)]
 
     def flush(self) -> None:
         """Give what was read to the packer; only to be called between two streams."""
@@ -164,7 +172,7 @@ class StreamReader:
             for owner, (start, end), (chunk, is_new) in zip(owners, spans, results, strict=True):
                 owner.take(chunk, end - start, is_new=is_new)
 
-        packer.submit(Batch(full.buffer, spans, done))
+        packer.submit(Batch(full.buffer, spans, full.known, done))
 
 
 def store_content(packer: Packer, cutter: Cutter, refs: Buffer, size: int) -> Content:

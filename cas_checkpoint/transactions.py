@@ -19,6 +19,7 @@ from cas_checkpoint.commits import (
     CommitKey,
     State,
     parse_commit_key,
+    parse_series_key,
     series_prefix,
 )
 from cas_checkpoint.errors import DamagedObject, InvalidArgument, ObjectNotFound, SaveAborted, UnsupportedStore
@@ -58,11 +59,12 @@ def read_header(backend: Backend) -> Header:
 
 def list_commits(backend: Backend, series: str | None = None) -> Iterator[CommitKey]:
     """Yield the keys of all commits, or of those of one series, in any order; committed and aborted alike."""
-    prefix = COMMITS_PREFIX if series is None else series_prefix(series)
-    for info in backend.list(prefix):
-        key = parse_commit_key(info.key)
-        if key is not None:
-            yield key
+    if series is None:
+        found = (parse_commit_key(name) for name in backend.names(COMMITS_PREFIX))
+    else:
+        prefix = series_prefix(series)
+        found = (parse_series_key(name, series, prefix) for name in backend.names(prefix))
+    yield from (key for key in found if key is not None)
 
 
 def next_sequence(keys: Iterable[CommitKey]) -> int:
@@ -127,7 +129,7 @@ class MarkTable(NamedTuple):
 
 def list_marks(backend: Backend) -> MarkTable:
     """List the marks of the store."""
-    parsed = [found for info in backend.list(MARKS_PREFIX) if (found := parse_mark_key(info.key))]
+    parsed = [found for name in backend.names(MARKS_PREFIX) if (found := parse_mark_key(name))]
     closed = {number for number, is_closed in parsed if is_closed}
     opened = {number for number, is_closed in parsed if not is_closed} - closed
     return MarkTable(tuple(sorted(opened)), tuple(sorted(closed)))
@@ -166,5 +168,5 @@ def _read_mark(backend: Backend, number: int) -> Mark | None:
 
 
 def _existing_packs(backend: Backend) -> frozenset[PackId]:
-    names = (info.key.removeprefix("packs/") for info in backend.list("packs/"))
+    names = (key.removeprefix("packs/") for key in backend.names("packs/"))
     return frozenset(PackId(bytes.fromhex(name)) for name in names if is_hex_id(name))

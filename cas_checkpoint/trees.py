@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from cas_checkpoint.errors import SourceChanged, SourceError, SourceUnreadable
+from cas_checkpoint.filescache import Row, Stamp, stamp_of
 from cas_checkpoint.manifests import MAX_ENTRY_SIZE, MAX_PATH_SIZE, Entry, EntryType
 from cas_checkpoint.metadata import Names, read_xattrs, xattr_path
 from cas_checkpoint.monitor import Notice
@@ -41,10 +42,19 @@ class SourceItem(NamedTuple):
     Attributes:
         entry: what it is, without `content`; its `size` as listed, 0 for a stream.
         open: opens a file for reading, now or later, in any thread; raises a `SourceError`. None for all but files.
+        stamp: what a file on the disk is recognized by.
+        row: what a snapshot has at the path of a file on the disk, if there is one to compare with.
     """
 
     entry: Entry
     open: Callable[[], SourceReader] | None = None
+    stamp: Stamp | None = None
+    row: Row | None = None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it is what the snapshot has. Its entry is then not filled in: that of the row holds."""
+        return self.row is not None and self.stamp is not None and self.row.stamp == self.stamp
 
 
 class _Folder:
@@ -83,6 +93,7 @@ class _Spot(NamedTuple):
     name: bytes
     place: bytes
     path: bytes
+    file_path: bytes  # the same, unless it is the top
 
 
 class TreeWalker:
@@ -99,10 +110,12 @@ class TreeWalker:
         """See `sources.Walker`."""
         self._names = Names() if owner else None
         self._with_xattrs, self._problem, self._notice = xattrs, problem, notice
+        self._rows: Callable[[bytes, int], Row | None] = lambda *_: None
         self._links: dict[tuple[int, int], tuple[bytes, int]] = {}  # file → its first path, how many more are to come
 
-    def reset(self) -> None:
-        """Begin another snapshot."""
+    def reset(self, rows: Callable[[bytes, int], Row | None]) -> None:
+        """Begin another snapshot; `rows` gives what there is to compare a file with, by its path and size."""
+        self._rows = rows
         self._links.clear()
 
     def forget(self, entry: Entry) -> None:
@@ -116,7 +129,7 @@ class TreeWalker:
         """
         stack: list[_Folder] = []
         try:
-            top = self._look(stack, _Spot(None, place, place, path))
+            top = self._look(stack, _Spot(None, place, place, path, file_path))
             if top is not None:
                 yield top if stack else top._replace(entry=top.entry._replace(path=file_path))
             while stack:
@@ -141,7 +154,7 @@ class TreeWalker:
             return None
         name = folder.names.pop()
         path = b"%b/%b" % (folder.path, name) if folder.path else name
-        return self._look(stack, _Spot(folder.fd, name, os.path.join(folder.place, name), path))
+        return self._look(stack, _Spot(folder.fd, name, os.path.join(folder.place, name), path, path))
 
     def _look(self, stack: list[_Folder], spot: _Spot) -> SourceItem | None:
         """Return the item there, None if it cannot or should not be saved; a directory goes onto the stack."""
@@ -175,7 +188,11 @@ class TreeWalker:
                 self._links[file] = spot.path if first is None else first, left - 1
             if first is not None:
                 return SourceItem(self._entry(spot, status, EntryType.HARDLINK)._replace(target=first))
-        return SourceItem(self._entry(spot, status, EntryType.FILE), partial(FileReader, spot.place, status))
+        row, stamp = self._rows(spot.file_path, status.st_size), stamp_of(status)
+        reader = partial(FileReader, spot.place, status)
+        if row is not None and row.stamp == stamp:
+            return SourceItem(Entry(spot.path, EntryType.FILE, size=status.st_size), reader, stamp, row)
+        return SourceItem(self._entry(spot, status, EntryType.FILE), reader, stamp, row)
 
     def _directory(self, stack: list[_Folder], spot: _Spot) -> SourceItem:
         """List a directory before its entry is made: one that cannot be listed is left out as a whole."""

@@ -4,12 +4,14 @@
 
 Usage: independent_reader.py STORE TARGET [SERIES[@latest|@N]]
 
-It shows that SPEC.md is enough to get the data back, and shares no code with the library. TARGET must not exist yet;
-it is removed again if anything fails. "Section" means SPEC.md's.
+TARGET must not exist yet; it is removed again if anything fails. Fields that are not used here (owners, statistics) are
+not checked, and the index, which is only a cache, is not read. "Section" means SPEC.md's.
 """
 
 import contextlib
 import io
+import itertools
+import math
 import os
 import re
 import shutil
@@ -17,356 +19,196 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgpack
 import zstandard
 from blake3 import blake3
 
-NATURAL, SIGNED, ID = range(2**63), range(-(2**63), 2**63), 16
-BODY_LIMITS = {b"H": 2**16, b"C": 2**21, b"M": 2**24}
-
-# Shapes of values (see `fits`): a type, a range of ints, a number of bytes, (one, of), [array of], {map with}.
-CHUNKER: dict[str, Any] = dict.fromkeys(("min_size", "normal_size", "max_size", "normalization"), NATURAL)
-CHUNKER |= {"algorithm": str, "seed": range(2**64)}
-HEADER = {"store": ID, "chunk_id": str, "chunker": CHUNKER, "metadata_chunker": CHUNKER, "key_slots": list}
-HEADER |= {"capabilities": {"put_if_absent": bool}, "features": {"read": [str], "write": [str], "collect": [str]}}
-NAMES = {"store": ID, "series": str, "sequence": NATURAL, "transaction": ID}
-MANIFEST = NAMES | {"base": NATURAL, "packs": bytes, "entries": list, "entry_count": NATURAL}
-COUNTS = ("files", "entries", "logical_size", "bytes_new", "bytes_reused", "chunks", "chunks_new", "bytes_written")
-STATS = dict.fromkeys((*COUNTS, "objects_written"), NATURAL) | {"seconds": (float, int)}
-COMMITTED = {"created_at": SIGNED, "step": (SIGNED, None), "metrics": dict, "tags": [str], "message": str}
-COMMITTED |= {"stats": STATS, "manifest_digest": 32, "manifest_size": NATURAL}
-COMMITTED |= {"inline": ({"manifest": bytes, "pack": bytes}, None)}
-CONTENT = {"size": NATURAL, "depth": range(5), "refs": bytes}
-ENTRY = {"path": bytes, "type": str, "mode": range(0o10000), "mtime": SIGNED, "size": NATURAL}
-ENTRY |= {"content": (list, None), "extra": (dict, None)}
-EXTRA = dict.fromkeys(("target", "extents"), (bytes, None)) | {"xattrs": (dict, None), "owner": (list, None)}
-OWNER = {"uid": range(2**32), "gid": range(2**32), "user": str, "group": str}
-
-Places = dict[bytes, tuple[bytes, int, int, int, int]]  # chunk: pack, offset, size, plain size, check
-
-
-class RefusedError(Exception):
-    """What is in the store breaks the specification, or is newer than it."""
+UNPACKING: dict[str, Any] = {"max_array_len": 4096, "max_map_len": 4096, "max_ext_len": 0}  # sections 4 and 19
+UNPACKING["ext_hook"] = lambda *_: require(None, "an extension type")  # max_ext_len lets pass one without data
 
 
 def require(condition: object, complaint: str) -> None:
     """Refuse unless the condition holds."""
     if not condition:
-        raise RefusedError(complaint)
+        raise ValueError(complaint)
 
 
-def fits(value: Any, shape: Any) -> bool:
-    """Tell whether a value has a shape."""
-    if isinstance(shape, tuple):
-        return any(fits(value, one) for one in shape)
-    if isinstance(shape, dict):
-        return type(value) is dict and all(fits(value.get(key), one) for key, one in shape.items())
-    if isinstance(shape, list):
-        return type(value) is list and all(fits(item, shape[0]) for item in value)
-    if isinstance(shape, range):
-        return type(value) is int and value in shape
-    return (
-        len(value) == shape if isinstance(shape, int) and type(value) is bytes else type(value) is (shape or type(None))
-    )
+def number(value: Any, end: int = 2**63, begin: int = 0) -> int:
+    """Check an integer; true and false are none (section 4)."""
+    require(type(value) is int and begin <= value < end, f"{value!r:.40} is not the number that it should be")
+    return int(value)
 
 
-def named(values: Any, shape: dict[str, Any], name: str) -> dict[str, Any]:
-    """Give the items of an array their names."""
-    row = dict(zip(shape, values, strict=False)) if type(values) is list and len(values) == len(shape) else None
-    require(fits(row, shape), f"{name} is not an array of what it should be")
-    return row or {}
+def check_object(data: bytes, kind: bytes, key: str) -> None:
+    """Check a head (section 3), and the checksum that ends records and footers (sections 4 and 7)."""
+    require(data[:8] == b"\x89CAS\r\n\x1a\n" and data[9] == 1, f"{key} is no object of version 1 of the format")
+    require(data[8:9] == kind and blake3(data[:-32]).digest() == data[-32:], f"{key} has a wrong kind or checksum")
 
 
-def unpack(data: bytes, name: str) -> Any:
-    """Decode exactly one MessagePack value (sections 4 and 19)."""
-    try:
-        return msgpack.unpackb(data, max_array_len=4096, max_map_len=4096, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise RefusedError(f"{name} is not one MessagePack value within the limits") from error
-
-
-def check_head(data: bytes, kind: bytes, name: str) -> None:
-    """Section 3."""
-    require(data[:8] == b"\x89CAS\r\n\x1a\n" and len(data) >= 16, f"{name} is no object of a store")
-    require(data[9] == 1, f"{name} has version {data[9]} of the format, which is not known here")
-    require(data[8:9] == kind, f"{name} is an object of another kind")
-
-
-def decode(blob: bytes, plain_size: int, name: str) -> bytes:
+def decode(blob: bytes, plain_size: int) -> bytes:
     """Section 6."""
-    require(0 < len(blob) <= plain_size + 1, f"{name} has a wrong size")
-    require(blob[0] <= 1, f"{name} needs codec {blob[0]}, which is not known here")
-    plain = blob[1:]
-    if blob[0] == 1:
-        try:
-            frame = zstandard.get_frame_parameters(plain)
-            require(frame.content_size == plain_size and not frame.dict_id, f"{name} is a frame of another size")
-            plain = zstandard.ZstdDecompressor().decompress(plain, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise RefusedError(f"{name} is a damaged frame") from error
-    require(len(plain) == plain_size, f"{name} has another plain size")
+    known = blob[0] == 0 or (blob[0] == 1 and zstandard.frame_content_size(blob[1:]) == plain_size)
+    require(known and len(blob) <= plain_size + 1, f"a blob has a wrong size, or codec {blob[0]} is not known here")
+    plain = zstandard.ZstdDecompressor().decompress(blob[1:], allow_extra_data=False) if blob[0] else blob[1:]
+    require(len(plain) == plain_size, "a blob has another plain size")
     return plain
 
 
-def read_record(data: bytes, kind: bytes, shape: dict[str, Any], name: str) -> dict[str, Any]:
-    """Section 4."""
-    check_head(data, kind, name)
-    require(len(data) > 52 and blake3(data[:-32]).digest() == data[-32:], f"{name} has a wrong checksum")
-    plain_size = int.from_bytes(data[16:20], "little")
-    require(plain_size <= BODY_LIMITS[kind], f"{name} is too large")
-    body: dict[str, Any] = unpack(decode(data[20:-32], plain_size, name), name)
-    require(fits(body, shape), f"{name} has wrong fields")
-    return body
-
-
-def read_footer(footer: bytes, pack: bytes, pack_size: int) -> Places:
-    """Section 7."""
-    name, count = f"pack {pack.hex()}", (len(footer) - 80) // 44
-    check_head(footer, b"P", name)
-    whole = len(footer) == 80 + 44 * count and blake3(footer[:-32]).digest() == footer[-32:]
-    require(whole and footer[16:32] == pack, f"{name} has a damaged footer")
-    listed, _, blobs_size = struct.unpack_from("<IIQ", footer, 32)
-    require(listed == count and pack_size == 40 + blobs_size + len(footer) < 2**32, f"{name} has another size")
-    columns = [struct.unpack_from(f"<{count}I", footer, 48 + width * count) for width in (32, 36, 40)]
-    places, offset = {}, 32
-    for i, (size, plain_size, check) in enumerate(zip(*columns, strict=True)):
-        require(size <= plain_size + 1 <= 2**24 + 1, f"{name} lists an impossible blob")
-        places[footer[48 + 32 * i : 80 + 32 * i]] = (pack, offset, size, plain_size, check)
-        offset += size
-    require(offset == 32 + blobs_size, f"{name} lists sizes that do not add up")
-    return places
-
-
-def read_pack_end(file: BinaryIO, pack: bytes) -> Places:
-    """Section 7, from the pack itself."""
-    pack_size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, pack_size - 8))
-    tail = file.read()
-    footer_size = int.from_bytes(tail[:4], "little")
-    require(tail[4:] == b"CASP" and 40 + footer_size <= pack_size, f"pack {pack.hex()} does not end like a pack")
-    file.seek(pack_size - 8 - footer_size)
-    return read_footer(file.read(footer_size), pack, pack_size)
-
-
-def read_index(data: bytes, own_id: bytes) -> dict[bytes, bytes]:
-    """Section 8: footers by their packs; each has its own checksum."""
-    check_head(data, b"I", "index")
-    end = 48 + 32 * int.from_bytes(data[40:44], "little")
-    require(data[16:32] == own_id and blake3(data[:end]).digest() == data[end : end + 32], "index is damaged")
-    rows = struct.iter_unpack("<16sQII", data[48:end])
-    return {pack: data[offset : offset + size] for pack, offset, size, _ in rows}
-
-
 def split(pieces: Iterable[bytes], row_size: int = 0) -> Iterator[bytes]:
-    """Cut a stream into rows of one size, or into entries that follow their sizes (section 11)."""
-    rest, head = b"", 0 if row_size else 4
+    """Cut a stream into rows of one size, or into entries that begin with theirs (section 11)."""
+    rest = bytearray()
     for piece in pieces:
-        rest, begin = rest + piece, 0
-        while len(rest) >= begin + max(head, row_size):
-            end = begin + head + (row_size or int.from_bytes(rest[begin : begin + 4], "little"))
-            require(end - begin <= 2**20 + 4, "an entry is too large")
-            if len(rest) < end:
-                break
-            yield rest[begin + head : end]
-            begin = end
-        rest = rest[begin:]
+        rest += piece
+        while len(rest) >= (size := row_size or 4 + int.from_bytes(rest[:4], "little")) and size <= 2**20 + 4:
+            yield bytes(rest[:size])
+            del rest[:size]
+        require(len(rest) < 2**20 + 4, "an entry is too large")
     require(not rest, "a stream ends within a row")
 
 
+class Entry:
+    """An entry, checked as far as that needs no other (section 11)."""
+
+    def __init__(self, data: bytes) -> None:
+        self.path, self.kind, mode, mtime, size, self.content, extra = msgpack.unpackb(data[4:], **UNPACKING)
+        self.mode, self.mtime, self.size = number(mode, 2**12), number(mtime, 2**63, -(2**63)), number(size)
+        given: Any = {key: value for key, value in ({} if extra is None else extra).items() if value is not None}
+        target, extents, self.xattrs = given.get("target"), given.get("extents"), given.get("xattrs", {})
+        self.parts, self.target, name = self.path.split(b"/"), target or b"", f"entry {self.path!r:.200}"
+        safe = not {b"", b".", b".."} & {*self.parts} and b"\0" not in self.path and len(self.path) <= 32768
+        require(safe or (self.path == b"" and self.kind == "d"), f"{name} has a forbidden path")
+        fits = re.fullmatch(rb"[^\0]+", target) if self.kind in {"l", "h"} else target is None
+        require(fits and self.kind in {"f", "d", "l", "h"}, f"{name} has a wrong target, or an unknown type")
+        require({type(text) for pair in self.xattrs.items() for text in pair} <= {bytes}, f"{name} has wrong xattrs")
+        self.runs = [(0, self.size)] * bool(size) if extents is None else list(struct.iter_unpack("<QQ", extents))
+        bounds = [0, *(bound for offset, length in self.runs for bound in (offset, offset + length)), self.size]
+        lengths = [length for _, length in self.runs]
+        require(bounds == sorted(bounds) and all(lengths) and len(lengths) <= 4096, f"{name} has wrong extents")
+        plain = (self.content, size, extents) == (None, 0, None)
+        require(number(self.content[0]) == sum(lengths) if self.kind == "f" else plain, f"{name} has a wrong size")
+
+
 class Snapshot:
-    """A snapshot: its commit, its manifest, and where its chunks lie (section 15)."""
+    """A snapshot, as it lies in a store (section 15)."""
 
-    def __init__(self, store: str, series: str, sequence: int | None) -> None:
-        self.store = store
-        header = read_record(self.load("cas-checkpoint"), b"H", HEADER, "header")
-        require(header["chunk_id"] == "blake3-256" and not header["key_slots"], "the store is too new")
-        require(not header["features"]["read"], f"unknown features: {header['features']['read']}")
-        self.key, commit = self.find_commit(series, sequence)
-        self.inline = commit["inline"]
-        data = self.inline["manifest"] if self.inline else self.load(f"manifests/{commit['transaction'].hex()}")
-        whole = (len(data), blake3(data).digest()) == (commit["manifest_size"], commit["manifest_digest"])
-        require(whole, "the manifest is not the commit's")
-        self.manifest = read_record(data, b"M", MANIFEST, "manifest")
-        require(commit["store"] == header["store"], "the commit is another store's")
-        require(all(self.manifest[name] == commit[name] for name in NAMES), "the manifest is another snapshot's")
-        self.places = self.find_places()
+    def __init__(self, store: str, series: str, sequence: str) -> None:
+        self.store, self.inline = store, dict[str, bytes]()
+        self.places: dict[bytes, tuple[str, int, int, int, int]] = {}
+        header = self.read_record("cas-checkpoint", b"H", 2**16, {"chunk_id": "blake3-256", "key_slots": []})
+        require(header["features"]["read"] == [], f"unknown features: {header['features']['read']}")
+        escaped = re.sub(rb"[^a-z0-9_.-]|\A\.|\.\Z", lambda byte: b"%%%02x" % ord(byte[0]), series.encode()).decode()
+        wanted = re.compile(f"{sequence.zfill(16) if sequence else '[0-9]{16}'}-[0-9a-f]{{32}}")
+        for key in sorted(filter(wanted.fullmatch, os.listdir(f"{store}/commits/{escaped}")), reverse=True):
+            self.key, self.names = f"commits/{escaped}/{key}", {"store": header["store"], "series": series}
+            self.names |= {"sequence": int(key[:16]), "transaction": bytes.fromhex(key[17:])}
+            self.commit = self.read_record(self.key, b"C", 2**21, self.names)
+            require(self.commit["state"] in {"A", "C"}, f"{self.key} is in an unknown state")
+            if self.commit["state"] == "C":
+                return
+        raise ValueError("there is no such snapshot")
 
-    def load(self, key: str) -> bytes:
-        """Read an object."""
-        with open(os.path.join(self.store, key), "rb") as file:
-            return file.read()
+    def load(self, key: str, offset: int, size: int) -> bytes:
+        """Read from an object, or from what the commit holds in its place; an offset below 0 counts from the end."""
+        with io.BytesIO(self.inline[key]) if key in self.inline else open(f"{self.store}/{key}", "rb") as file:
+            file.seek(offset, io.SEEK_END if offset < 0 else io.SEEK_SET)
+            return file.read(size)
 
-    def find_commit(self, series: str, sequence: int | None) -> tuple[str, dict[str, Any]]:
-        """Find the commit of a number, or the latest (section 12)."""
-        escape = re.compile(rb"[^a-z0-9_.-]|\A\.|\.\Z")
-        escaped = escape.sub(lambda byte: b"%%%02x" % ord(byte[0]), series.encode())
-        folder = f"commits/{escaped.decode()}"
-        names = filter(re.compile("[0-9]{16}-[0-9a-f]{32}").fullmatch, os.listdir(os.path.join(self.store, folder)))
-        for name in sorted(names, reverse=True):
-            if sequence in {None, int(name[:16])}:
-                commit = read_record(self.load(f"{folder}/{name}"), b"C", NAMES | {"state": str}, f"commit {name}")
-                own = (commit["series"], commit["sequence"], commit["transaction"].hex())
-                require(own == (series, int(name[:16]), name[17:]), f"commit {name} is another's")
-                require(commit["state"] == "A" or fits(commit, COMMITTED), f"commit {name} has wrong fields")
-                require(commit["state"] in {"A", "C"}, f"commit {name} is in an unknown state")
-                if commit["state"] == "C":
-                    return f"{folder}/{name}", {"inline": None, **commit}
-        raise RefusedError("there is no such snapshot")
+    def read_record(self, key: str, kind: bytes, limit: int, fields: dict[str, Any], whole: Any = None) -> Any:
+        """Section 4; some fields must be as given, others are checked where they are used."""
+        data = self.load(key, 0, 2**24 + 54)
+        check_object(data, kind, key)
+        require(whole in {None, (len(data), blake3(data).digest())}, f"{key} is not what the commit names")
+        plain_size = int.from_bytes(data[16:20], "little")
+        require(plain_size <= limit, f"{key} is too large")
+        body = msgpack.unpackb(decode(data[20:-32], plain_size), **UNPACKING)
+        require(all(repr(body[name]) == repr(fields[name]) for name in fields), f"{key} is another's, or too new")
+        return body
 
-    def open_pack(self, pack: bytes) -> BinaryIO:
-        """Open a pack, or the one within the commit."""
-        if self.inline:
-            return io.BytesIO(self.inline["pack"])
-        try:
-            return open(os.path.join(self.store, "packs", pack.hex()), "rb")
-        except FileNotFoundError as error:
-            forgotten = not os.path.exists(os.path.join(self.store, self.key))
-            reason = "the snapshot was forgotten meanwhile" if forgotten else "the store is damaged"
-            raise RefusedError(f"pack {pack.hex()} is missing: {reason}") from error
+    def read_footer(self, key: str) -> None:
+        """Section 7."""
+        footer_size, mark = struct.unpack("<I4s", tail := self.load(key, -8, 8))
+        footer = self.load(key, -8 - footer_size, footer_size)
+        check_object(footer, b"P", key)
+        pack, count, _, blobs_size = struct.unpack_from("<16sIIQ", footer, 16)
+        columns = [struct.unpack_from(f"<{count}I", footer, 48 + width * count) for width in (32, 36, 40)]
+        fits = (mark, footer_size, blobs_size) == (b"CASP", 80 + 44 * count, sum(columns[0]))
+        require(fits and key == f"packs/{pack.hex()}", f"{key} has another id, or sizes that do not add up")
+        require(self.load(key, 32 + blobs_size, footer_size + 9) == footer + tail, f"{key} has another size")
+        for i, row in enumerate(zip(itertools.accumulate(columns[0], initial=32), *columns, strict=False)):
+            require(row[1] <= row[2] + 1 <= 2**24 + 1, f"{key} lists an impossible blob")
+            self.places[footer[48 + 32 * i : 80 + 32 * i]] = (key, *row)
 
-    def find_places(self) -> Places:
-        """Read the footers of the snapshot's packs, from index objects as far as these are whole."""
-        packs = self.manifest["packs"]
-        require(len(packs) % 32 == 0 and not (self.inline and packs), "the manifest has a wrong list of packs")
-        homes = {packs[i : i + 16]: packs[i + 16 : i + 32] for i in range(0, len(packs), 32)}
-        footers: dict[bytes, bytes] = {}
-        for home in set(homes.values()):
-            with contextlib.suppress(OSError, RefusedError):
-                footers |= read_index(self.load(f"index/{home.hex()}"), home)
-        places: Places = {}
-        for pack in homes if not self.inline else [self.manifest["transaction"]] * bool(self.inline["pack"]):
-            with self.open_pack(pack) as file:
-                try:
-                    places |= read_footer(footers.get(pack, b""), pack, file.seek(0, io.SEEK_END))
-                except RefusedError:
-                    places |= read_pack_end(file, pack)
-        return places
-
-    def chunks(self, refs: Iterable[bytes]) -> Iterator[bytes]:
-        """Read chunks and check them."""
-        for ref in refs:
-            chunk, name = ref[:32], f"chunk {ref[:32].hex()}"
-            require(chunk in self.places, f"{name} is in no pack of the snapshot")
-            pack, offset, size, plain_size, check = self.places[chunk]
-            require(plain_size == int.from_bytes(ref[32:], "little") > 0, f"{name} has another size than its ref says")
-            with self.open_pack(pack) as file:
-                file.seek(offset)
-                blob = file.read(size)
-            plain = decode(blob, plain_size, name)
-            require(check == (zlib.crc32(blob) if blob[0] else 0), f"{name} does not fit its check")
-            require(blake3(plain).digest() == chunk, f"{name} has other bytes")
-            yield plain
-
-    def read(self, content: list[Any]) -> Iterator[bytes]:
-        """Read a stream (section 9)."""
-        size, depth, refs = named(content, CONTENT, "content").values()
-        pieces: Iterable[bytes] = [refs] if refs else []
-        for _ in range(depth + 1):
-            pieces = self.chunks(split(pieces, 36))
-        for piece in pieces:
-            size -= len(piece)
+    def read(self, size: float, depth: int, refs: bytes) -> Iterator[bytes]:
+        """Read the chunks of a content and check them; how large a list of refs is nobody says (section 9)."""
+        lists = self.read(math.inf, depth - 1, refs) if number(depth, 5) else [refs]
+        for ref in split(lists, 36):
+            require(ref[:32] in self.places, f"chunk {ref[:32].hex()} is in no pack of the snapshot")
+            pack, offset, blob_size, plain_size, check = self.places[ref[:32]]
+            require(plain_size == int.from_bytes(ref[32:], "little") > 0, "a chunk has another size than its ref says")
+            plain = decode(blob := self.load(pack, offset, blob_size), plain_size)
+            fits = check == (zlib.crc32(blob) if blob[0] else 0) and blake3(plain).digest() == ref[:32]
+            require(fits, f"chunk {ref[:32].hex()} has other bytes, or another check")
+            size -= plain_size
             require(size >= 0, "a content is longer than its size")
-            yield piece
-        require(size == 0, "a content is shorter than its size")
+            yield plain
+        require(size in {0, math.inf}, "a content is shorter than its size")
 
-    def entries(self) -> list[dict[str, Any]]:
-        """Read all entries and check them (section 11)."""
-        entries: dict[bytes, dict[str, Any]] = {}
-        last = None
-        for data in split(self.read(self.manifest["entries"])):
-            entry = named(unpack(data, "entry"), ENTRY, "entry")
-            key = entry["path"].replace(b"/", b"\0")
-            require(last is None or last < key, f"entry {entry['path']!r} is out of order")
-            check_entry(entry, entries)
-            entries[entry["path"]], last = entry, key
-        require(len(entries) == self.manifest["entry_count"], "the manifest has another number of entries")
-        for path, entry in entries.items():
-            file = entries.get(entry["extra"].get("target"))
-            require(entry["type"] != "h" or (file and file["type"] == "f"), f"{path!r} is linked to no file")
-        return list(entries.values())
+    def read_entries(self) -> list[Entry]:
+        """Read the manifest, the footers of its packs, and the entries (sections 10 to 12)."""
+        inline, own = self.commit.get("inline"), self.key[-32:]
+        self.inline = {} if inline is None else {f"manifests/{own}": inline["manifest"], f"packs/{own}": inline["pack"]}
+        whole = (self.commit["manifest_size"], self.commit["manifest_digest"])
+        manifest = self.read_record(f"manifests/{own}", b"M", 2**24, self.names, whole)
+        packs = [pack.hex() for pack, _ in struct.iter_unpack("<16s16s", manifest["packs"])]
+        require(inline is None or not packs, "a snapshot within its commit has other packs")
+        for pack in packs if inline is None else [own] * bool(inline["pack"]):
+            self.read_footer(f"packs/{pack}")
+        size, depth, refs = manifest["entries"]
+        entries = [Entry(row) for row in split(self.read(number(size), depth, refs))]
+        require(len(entries) == number(manifest["entry_count"]), "the manifest has another number of entries")
+        for last, entry in itertools.pairwise(entries):  # the first that lies in another follows it directly
+            placed = last.kind == "d" or last.parts != entry.parts[: len(last.parts)]
+            require(placed and last.parts < entry.parts, f"entry {entry.path!r} is in no directory, or out of order")
+        files = {entry.path for entry in entries if entry.kind == "f"}
+        require(files >= {entry.target for entry in entries if entry.kind == "h"}, "a hard link is to no file")
+        return entries
 
+    def make(self, path: bytes, entry: Entry, target: bytes) -> None:
+        """Make what an entry says, at a path in the target, in which there are no symlinks yet if it is a file."""
+        os.makedirs(path if entry.kind == "d" else os.path.dirname(path), exist_ok=True)
+        if entry.kind == "l":
+            os.symlink(entry.target, path)
+        elif entry.kind == "h":
+            os.link(os.path.join(target, entry.target), path)
+        elif entry.kind == "f":
+            pieces, rest = self.read(*entry.content), memoryview(b"")
+            with open(path, "xb") as file:
+                file.truncate(entry.size)
+                for offset, length in entry.runs:
+                    file.seek(offset)
+                    while file.tell() < offset + length:
+                        rest = rest or memoryview(next(pieces))
+                        rest = rest[file.write(rest[: offset + length - file.tell()]) :]
+            require(next(pieces, None) is None, "a content is longer than its size")
 
-def check_entry(entry: dict[str, Any], before: dict[bytes, dict[str, Any]]) -> None:
-    """Check an entry against the rules of section 11, and work out the runs of data in a file."""
-    path, kind, size, extra = entry["path"], entry["type"], entry["size"], entry["extra"] or {}
-    parts, name = path.split(b"/"), f"entry {path!r}"
-    safe = not {b"", b".", b".."} & set(parts) and b"\0" not in path and len(path) <= 32768
-    require(safe or (path == b"" and kind == "d"), f"{name} has a forbidden path")
-    parents = (before.get(b"/".join(parts[:depth])) for depth in range(1, len(parts)))
-    require(all(parent is None or parent["type"] == "d" for parent in parents), f"{name} lies in what is no directory")
-    require(kind in {"f", "d", "l", "h"} and fits(extra, EXTRA), f"{name} has a wrong type, or wrong fields")
-    entry["extra"] = extra = {key: value for key, value in extra.items() if value is not None}
-    require(bool(extra.get("target")) == (kind in {"l", "h"}), f"{name} has a target too many or too few")
-    require(b"\0" not in extra.get("target", b""), f"{name} has a wrong target")
-    xattrs = extra.get("xattrs", {})
-    require(fits([*xattrs.keys(), *xattrs.values()], [bytes]), f"{name} has wrong attributes")
-    named(extra.get("owner", [0, 0, "", ""]), OWNER, f"owner of {name}")
-    extents, entry["runs"], end = extra.get("extents", struct.pack("<QQ", 0, size)), [], 0
-    require(len(extents) % 16 == 0 and len(extents) <= 16 * 4096, f"{name} has a wrong list of extents")
-    for offset, length in struct.iter_unpack("<QQ", extents):
-        require(offset >= end and (length or "extents" not in extra), f"{name} has extents out of order")
-        end = offset + length
-        entry["runs"].append((offset, length))
-    if kind == "f":
-        content = named(entry["content"], CONTENT, f"content of {name}")
-        data_size = sum(length for _, length in entry["runs"])
-        require(content["size"] == data_size and end <= size, f"{name} has sizes that do not add up")
-    else:
-        require(entry["content"] is None and size == 0 and "extents" not in extra, f"{name} has content")
-
-
-def write_file(path: bytes, size: int, runs: list[tuple[int, int]], pieces: Iterable[bytes]) -> None:
-    """Write the runs of data of a file."""
-    with open(path, "xb") as file:
-        file.truncate(size)
-        for piece in pieces:
-            rest = piece
-            while rest:
-                offset, length = runs.pop(0)
-                file.seek(offset)
-                written = file.write(rest[:length])
-                rest = rest[written:]
-                if written < length:
-                    runs.insert(0, (offset + written, length - written))
-
-
-def make(snapshot: Snapshot, target: bytes, entry: dict[str, Any]) -> None:
-    """Make what an entry says; `target` is a new directory, in which nothing leads out while files are written."""
-    path, kind = os.path.join(target, entry["path"]), entry["type"]
-    os.makedirs(path if kind == "d" else os.path.dirname(path), exist_ok=True)
-    if kind == "f":
-        write_file(path, entry["size"], entry["runs"], snapshot.read(entry["content"]))
-    elif kind == "h":
-        os.link(os.path.join(target, entry["extra"]["target"]), path, follow_symlinks=False)
-    elif kind == "l":
-        os.symlink(entry["extra"]["target"], path)
-
-
-def finish(path: bytes, entry: dict[str, Any]) -> None:
-    """Set attributes, mode and time, as far as the system has them."""
-    for name, value in entry["extra"].get("xattrs", {}).items():
-        with contextlib.suppress(OSError, AttributeError):
-            os.setxattr(path, name, value, follow_symlinks=False)
-    if entry["type"] != "l":
-        os.chmod(path, entry["mode"])
-    os.utime(path, ns=(entry["mtime"], entry["mtime"]), follow_symlinks=False)
-
-
-def restore(snapshot: Snapshot, target: bytes) -> None:
-    """Write a snapshot into a new directory: links last, and attributes after everything."""
-    entries = snapshot.entries()
-    os.mkdir(target, 0o700)
-    try:
-        for kind in "dfhl":
-            for entry in (entry for entry in entries if entry["type"] == kind):
-                make(snapshot, target, entry)
-        for entry in (entry for entry in reversed(entries) if entry["type"] != "h"):
-            finish(os.path.join(target, entry["path"]), entry)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+    def restore(self, target: bytes) -> None:
+        """Write everything into a new directory: links last, and attributes after everything."""
+        entries = [(os.path.join(target, entry.path), entry) for entry in self.read_entries()]
+        os.mkdir(target, 0o700)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, target, ignore_errors=True)
+            for path, entry in sorted(entries, key=lambda item: "dfhl".index(item[1].kind)):
+                self.make(path, entry, target)
+            for path, entry in reversed([item for item in entries if item[1].kind != "h"]):
+                for name, value in entry.xattrs.items():
+                    with contextlib.suppress(OSError, AttributeError, ValueError):
+                        os.setxattr(path, name, value, follow_symlinks=False)
+                if entry.kind != "l":
+                    os.chmod(path, entry.mode)
+                os.utime(path, ns=(entry.mtime, entry.mtime), follow_symlinks=False)
+            undo.pop_all()
 
 
 def main(arguments: list[str]) -> int:
@@ -375,13 +217,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        wanted = re.fullmatch(r"(.+?)(?:@(latest|[0-9]{1,16}))?", "".join(arguments[2:]) or "default", re.DOTALL)
-        require(wanted, "give SERIES, SERIES@latest or SERIES@N")
-        series, number = wanted.groups() if wanted else ("", None)
-        snapshot = Snapshot(arguments[0], series, None if number in {None, "latest"} else int(number))
-        restore(snapshot, os.fsencode(arguments[1]))
-    except (RefusedError, OSError, ValueError) as error:
-        print("independent_reader:", str(error).replace("\n", " "), file=sys.stderr)
+        store, target, reference = [*arguments, "default"][:3]
+        series, sequence = re.findall(r"\A(.+?)(?:@(?:latest|([0-9]{1,16})))?\Z", reference, re.DOTALL)[0]
+        Snapshot(store, series, sequence).restore(os.fsencode(target))
+    except Exception as error:  # noqa: BLE001 - what has a wrong type or length fails as it may where it is used
+        print("independent_reader:", type(error).__name__, *str(error).split(), file=sys.stderr)
         return 1
     return 0
 

@@ -107,6 +107,10 @@ class Backend(ABC):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield every object whose key begins with the directory `prefix` ("packs/", or "" for all), in any order."""
 
+    def names(self, prefix: str) -> Iterator[str]:
+        """Yield the keys of what `list` yields; cheaper where sizes have to be asked for."""
+        return (info.key for info in self.list(prefix))
+
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; that there is none is no error."""

@@ -235,19 +235,36 @@ class LocalBackend(Backend):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """List the objects below a directory; temporary files, foreign names and links are not objects."""
-        return self._walk(check_prefix(prefix).rstrip("/"))
+        return self._sized(self._walk(check_prefix(prefix).rstrip("/")))
 
-    def _walk(self, top: str) -> Iterator[ObjectInfo]:
+    def names(self, prefix: str) -> Iterator[str]:
+        """List the keys alone: no file is looked at."""
+        return (key for key, _ in self._walk(check_prefix(prefix).rstrip("/")))
+
+    def _sized(self, files: Iterator[tuple[str, os.DirEntry[str]]]) -> Iterator[ObjectInfo]:
+        for key, entry in files:
+            with _refusals("list", key, entry.path):
+                size = _listed_size(entry)
+            if size is not None:
+                yield ObjectInfo(key, size)
+
+    def _walk(self, top: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Yield the files below a directory.
+
+        A kind of objects may lie on another disk, with a symlink for its directory at the top level; further down
+        symlinks are not followed, so that they can make no loops.
+        """
         directories = [top]
         while directories:
             directory = directories.pop()
             with _refusals("list", directory, os.path.join(self.root, directory)):
                 entries = _scan(self.root, directory)
-            for key, entry in entries:
-                with _refusals("list", key, entry.path):
-                    info = _inspect(key, entry, directories, top_level=not directory)
-                if info is not None:
-                    yield info
+                found = [(key, entry) for key, entry in entries if not entry.is_dir(follow_symlinks=not directory)]
+                files = [(key, entry) for key, entry in found if entry.is_file(follow_symlinks=False)]
+            if len(found) < len(entries):
+                named = {key for key, _ in found}
+                directories += [key for key, _ in entries if key not in named]
+            yield from files
 
 
 def _scan(root: str, directory: str) -> list[tuple[str, os.DirEntry[str]]]:
@@ -260,20 +277,11 @@ def _scan(root: str, directory: str) -> list[tuple[str, os.DirEntry[str]]]:
         return []
 
 
-def _inspect(key: str, entry: os.DirEntry[str], directories: list[str], *, top_level: bool) -> ObjectInfo | None:
-    """Return the object that a directory's entry is, if it is one; add it to `directories` if it is one of these.
-
-    A kind of objects may lie on another disk, with a symlink for its directory at the top level; further down
-    symlinks are not followed, so that they can make no loops.
-    """
+def _listed_size(entry: os.DirEntry[str]) -> int | None:
     try:
-        if entry.is_dir(follow_symlinks=top_level):
-            directories.append(key)
-        elif entry.is_file(follow_symlinks=False):
-            return ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
+        return entry.stat(follow_symlinks=False).st_size
     except FileNotFoundError:  # deleted since it was listed
         return None
-    return None
 
 
 def _object_size(status: os.stat_result, key: str, path: str) -> int:

@@ -59,6 +59,7 @@ def _parse_metrics(_ctx: click.Context, _param: click.Parameter, values: tuple[s
     help="What to do about a file that cannot be read, or changes while it is saved: save nothing, or leave it out.",
 )
 @click.option("--owner", is_flag=True, help="Record owners and groups.")
+@click.option("--no-files-cache", is_flag=True, help="Read all files, even those that seem to be unchanged.")
 @verb
 def save_command(
     terminal: Terminal,
@@ -72,6 +73,7 @@ def save_command(
     metrics: dict[str, float],
     on_error: Literal["fail", "skip"],
     owner: bool,
+    no_files_cache: bool,
 ) -> int:
     """Save the contents of the directory PATH, or the file PATH, as the next snapshot of a series.
 
@@ -93,6 +95,7 @@ def save_command(
             metrics=metrics,
             on_error=on_error,
             owner=owner,
+            files_cache=not no_files_cache,
             monitor=monitor,
         )
     terminal.outcome = lambda: f"the snapshot {snapshot.id} was made"

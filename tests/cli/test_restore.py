@@ -83,7 +83,7 @@ def test_interrupted(cli, saved, target, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cas_checkpoint.targets.Target.place", interrupt)
+    monkeypatch.setattr("cas_checkpoint.targets.Target.put", interrupt)
     result = cli("restore", "latest", target)
     assert result.exit_code == 130
     assert result.stderr == (

@@ -161,6 +161,7 @@ def test_bad_keys_are_refused(backend, key):
         lambda: backend.put_if_absent(key, b"x"),
         lambda: backend.get(key, max_size=1),
         lambda: backend.get_range(key, 0, 1),
+        lambda: backend.read_into(key, 0, memoryview(bytearray(1))),
         lambda: backend.size(key),
         lambda: backend.delete(key),
     ):
@@ -175,6 +176,7 @@ def test_absent_objects(backend):
         for call in (
             lambda key=key: backend.get(key, max_size=1),
             lambda key=key: backend.get_range(key, 0, 1),
+            lambda key=key: backend.read_into(key, 0, memoryview(bytearray(1))),
             lambda key=key: backend.size(key),
         ):
             with pytest.raises(ObjectNotFound) as caught:
@@ -194,14 +196,18 @@ def test_an_object_that_is_too_large_is_refused(backend):
 def test_ranges(backend, offset, size):
     backend.put("a", [b"0123456789"])
     assert backend.get_range("a", offset, size) == b"0123456789"[offset : offset + size]
+    memory = bytearray(b"x" * 12)
+    backend.read_into("a", offset, memoryview(memory)[1 : 1 + size])
+    assert memory == b"x" + b"0123456789"[offset : offset + size] + b"x" * (11 - size)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 11), (9, 2), (10, 1), (100, 1)])
 def test_a_range_beyond_the_end_is_damage(backend, offset, size):
     backend.put("a", [b"0123456789"])
-    with pytest.raises(DamagedObject, match="truncated") as caught:
-        backend.get_range("a", offset, size)
-    assert caught.value.key == "a"
+    for read in (backend.get_range, lambda key, at, size: backend.read_into(key, at, memoryview(bytearray(size)))):
+        with pytest.raises(DamagedObject, match="truncated") as caught:
+            read("a", offset, size)
+        assert caught.value.key == "a"
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 1), (0, -1), (-3, 2)])
@@ -209,6 +215,9 @@ def test_a_range_that_is_none_is_refused(backend, offset, size):
     backend.put("a", [b"0123456789"])
     with pytest.raises(InvalidArgument):
         backend.get_range("a", offset, size)
+    if size > 0:
+        with pytest.raises(InvalidArgument):
+            backend.read_into("a", offset, memoryview(bytearray(size)))
 
 
 def test_a_range_of_an_empty_object(backend):

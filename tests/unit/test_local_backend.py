@@ -411,6 +411,18 @@ def test_an_object_that_is_cut_off_while_it_is_read(backend, monkeypatch):
         backend.get("a", max_size=5)
 
 
+def test_memory_is_filled_by_several_reads(backend, monkeypatch):
+    backend.put("a", [b"0123456789"])
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: real(fd, [views[0][:3]], offset))
+    memory = bytearray(8)
+    backend.read_into("a", 1, memoryview(memory))
+    assert memory == b"12345678"
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: real(fd, [views[0][: max(0, 5 - offset)]], offset))
+    with pytest.raises(DamagedObject, match="truncated: has 5 bytes, 9 are needed"):
+        backend.read_into("a", 1, memoryview(memory))
+
+
 def test_a_large_object_is_refused_before_it_is_read(backend, monkeypatch):
     backend.put("a", [b"12345"])
     monkeypatch.setattr(os, "pread", refuse(errno.EIO))
@@ -418,6 +430,8 @@ def test_a_large_object_is_refused_before_it_is_read(backend, monkeypatch):
         backend.get("a", max_size=4)
     with pytest.raises(DamagedObject, match="has 5 bytes, 6 are needed"):
         backend.get_range("a", 1, 5)
+    with pytest.raises(DamagedObject, match="has 5 bytes, 109 are needed"):
+        backend.read_into("a", 99, memoryview(bytearray(10)))
     with pytest.raises(StorageError, match="cannot read a"):
         backend.get("a", max_size=5)
 

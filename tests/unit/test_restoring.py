@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cas_checkpoint import restoring
+from cas_checkpoint import restoring, selections
 from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.errors import (
     CasCheckpointError,
@@ -106,14 +106,14 @@ class Failing(LocalBackend):
         self.left, self.error, self.lock = left, error, threading.Lock()
         self.requests = []
 
-    def get_range(self, key, offset, size):
+    def read_into(self, key, offset, buffer):
         if key.startswith("packs/"):
             with self.lock:
-                self.requests.append((offset, size))
+                self.requests.append((offset, len(buffer)))
                 self.left -= 1
                 if self.left < 0:
                     raise self.error
-        return super().get_range(key, offset, size)
+        super().read_into(key, offset, buffer)
 
 
 def failing(store, left, error=None):
@@ -224,7 +224,7 @@ def test_owners_are_set_on_request(store, tmp_path, target, wanted):
 def test_more_files_than_a_window_holds(store, target, monkeypatch):
     source = {f"{number % 7}/{number:03d}": noise(number * 10, number) for number in range(300)}
     snapshot = store.save(source)
-    monkeypatch.setattr(restoring, "_WINDOW_FILES", 16)
+    monkeypatch.setattr(restoring, "_WINDOW_CHUNKS", 16)
     assert store.restore(snapshot, target).files == 300
     assert all((target / name).read_bytes() == data for name, data in source.items())
 
@@ -235,6 +235,48 @@ def test_a_large_file_is_a_window_of_its_own(store, target, monkeypatch):
     monkeypatch.setattr(restoring, "_WINDOW_CHUNKS", 3)
     assert store.restore(snapshot, target).bytes_written == 20 * MIB
     assert all((target / name).read_bytes() == data for name, data in source.items())
+
+
+def test_a_file_whose_chunks_fill_windows(store, target, monkeypatch):
+    data = noise(5 * MIB)
+    snapshot = store.save({"a": data, "b": b"1"})
+    (entry,) = (entry for entry in snapshot.entries() if entry.path == b"a")
+    count = len(list(snapshot.reader().refs(entry.content)))
+    for size in {1, 2, count - 1, count, count + 1}:
+        monkeypatch.setattr(restoring, "_WINDOW_CHUNKS", size)
+        shutil.rmtree(target, ignore_errors=True)
+        assert store.restore(snapshot, target).bytes_written == 5 * MIB + 1
+        assert (target / "a").read_bytes() == data
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize("small", [0, 2**20])
+def test_large_and_small_requests_wherever_the_store_lies(store, tmp_path, target, monkeypatch, near, small):
+    tree = fill(tmp_path / "tree", {f"{number % 5}/{number}": noise(number**3, number) for number in range(130)})
+    fill(tree, {"large": noise(20 * MIB), "again": noise(20 * MIB), "zeros": bytes(4 * MIB)})
+    snapshot = store.save(tree)
+    monkeypatch.setattr(restoring, "_SMALL_CHUNK", small)
+    monkeypatch.setattr(LocalBackend, "near", near)
+    store.restore(snapshot, target)
+    assert listing(target) == listing(tree)
+
+
+def test_entries_that_are_too_many_to_keep(store, tmp_path, target, monkeypatch):
+    tree = fill(tmp_path / "tree", {"a": BIG, "b/x": b"1", "b/y": b"", "c/z": b"2"})
+    (tree / "b" / "link").symlink_to("x")
+    for name in ("b/l1", "b/l2", "c/l"):
+        os.link(tree / "a", tree / name)
+    snapshot = store.save(tree)
+    monkeypatch.setattr(selections, "_KEPT_SIZE", 0)
+    fill(target, {"mine": b"mine", "b/mine": b"mine"})
+    assert store.restore(snapshot, target, exact=True).files == 4
+    assert listing(target) == listing(tree)
+    assert store.restore(snapshot, tmp_path / "part", paths=["b", "c/l"]).files == 3
+    assert names(tmp_path / "part") == ["b", "b/l1", "b/l2", "b/link", "b/x", "b/y", "c", "c/l"]
+    assert (tmp_path / "part" / "c" / "l").read_bytes() == BIG
+    with pytest.raises(EntryNotFound, match="nothing"):
+        store.restore(snapshot, tmp_path / "none", paths=["b", "nothing"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_monitor_is_told_of_everything(store, tmp_path, target):
@@ -282,6 +324,19 @@ def test_only_what_differs_is_written(store, target):
     assert (target / "other").stat().st_ino != inodes["other"]
     assert (target / "other").read_bytes() == BIG[:-1] + b"!"
     assert (target / "extra").read_bytes() == b"mine"
+
+
+def test_a_large_file_is_compared_in_parts(store, target, monkeypatch):
+    monkeypatch.setattr(restoring, "_LARGE_FILE", MIB)
+    monkeypatch.setattr(restoring, "_COMPARED_CHUNKS", 2)
+    data = noise(9 * MIB)
+    snapshot = store.save({"a": data})
+    store.restore(snapshot, target)
+    assert store.restore(snapshot, target).files_unchanged == 1
+    for at in (0, 5 * MIB, 9 * MIB - 1):
+        (target / "a").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert store.restore(snapshot, target).files_unchanged == 0
+        assert (target / "a").read_bytes() == data
 
 
 def test_a_file_that_is_right_gets_its_mode_and_time_only(store, tmp_path, target):
@@ -506,7 +561,7 @@ def test_a_target_that_is_a_file(store, tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("the network is down"), MemoryError()])
-@pytest.mark.parametrize("left", [1, 2, 3])
+@pytest.mark.parametrize("left", [1, 5, 9, 30, 50])
 def test_a_restore_that_stops_leaves_whole_files_only(store, target, error, left):
     new = {"a": noise(6 * MIB, 1), "b": noise(40 * MIB, 2), "c": noise(6 * MIB, 3)}
     snapshot = store.save(new)

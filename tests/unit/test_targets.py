@@ -199,6 +199,38 @@ def test_file_is_whole_or_not_there(target: Target, place: Path) -> None:
     assert os.listdir(place) == ["dir"]
 
 
+def test_file_that_is_at_hand_is_put_in_one_step(target: Target, place: Path) -> None:
+    target.put(file_entry(b"d/f", 10), [(5, b"world"), (0, memoryview(b"hello"))])
+    assert (place / "d" / "f").read_bytes() == b"helloworld"
+    status = (place / "d" / "f").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o640, TIME)
+    target.put(file_entry(b"d/f"), ())
+    assert (place / "d" / "f").read_bytes() == b""
+    target.put(file_entry(b"sparse", 2**30, extents=((2**20, 4),)), [(2**20, b"data")])
+    status = (place / "sparse").stat()
+    assert status.st_size == 2**30
+    assert status.st_blocks * 512 < 2**20
+
+
+def test_file_that_cannot_be_put_leaves_nothing(target: Target, place: Path) -> None:
+    def pieces() -> Iterator[tuple[int, bytes]]:
+        yield 0, b"some"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = len(os.listdir("/dev/fd"))
+    put(target, b"f", b"old")
+    opened = len(os.listdir("/dev/fd"))
+    with pytest.raises(RestoreError, match=r"f: cannot be restored .*make room"):
+        target.put(file_entry(b"f", 10), pieces())
+    target.make_directory(b"d")
+    with pytest.raises(RestoreError, match="a directory is in the way"):
+        target.put(file_entry(b"d", 4), [(0, b"data")])
+    assert (place / "f").read_bytes() == b"old"
+    (staging,) = (path for path in place.iterdir() if path.name.startswith(".cas-checkpoint"))
+    assert os.listdir(staging) == []
+    assert len(os.listdir("/dev/fd")) <= opened + 1 <= before + 3  # the staging directory and d
+
+
 def test_file_replaces_whatever_is_no_directory(target: Target, place: Path, outside: Path) -> None:
     (place / "file").write_bytes(b"old")
     (place / "link").symlink_to(outside / "file")
@@ -246,9 +278,17 @@ def test_threads_write_to_one_file(target: Target, place: Path) -> None:
     assert (place / "f").read_bytes() == data
 
 
-def test_threads_place_files(target: Target, place: Path) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_threads_place_files(target: Target, place: Path, *, at_once: bool) -> None:
+    def write(number: int) -> None:
+        path, data = b"%d/f%d" % (number % 7, number), b"%d" % number
+        if at_once:
+            target.put(file_entry(path, len(data)), [(0, data)])
+        else:
+            put(target, path, data)
+
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: put(target, b"%d/f%d" % (number % 7, number), b"%d" % number), range(300)))
+        list(pool.map(write, range(300)))
     found = {path.name: path.read_bytes() for path in place.rglob("f*") if path.is_file()}
     assert found == {f"f{number}": b"%d" % number for number in range(300)}
 
@@ -919,11 +959,13 @@ def test_file_system_mounted_in_the_target(target: Target, place: Path) -> None:
     staged.write(2**20, b"data")
     target.place(staged, entry)
     assert (place / "m" / "sparse").stat().st_blocks * 512 < 2**20
+    target.put(file_entry(b"m/whole", 4), [(0, b"data")])
+    assert (place / "m" / "whole").read_bytes() == b"data"
     target.make_symlink(symlink_entry(b"m/l", b"f"))
     target.make_hardlink(hardlink_entry(b"m/h", b"m/f"))
     assert (place / "m" / "h").stat().st_ino == (place / "m" / "f").stat().st_ino
     target.close()
-    assert sorted(os.listdir(place / "m")) == ["f", "h", "l", "sparse"]
+    assert sorted(os.listdir(place / "m")) == ["f", "h", "l", "sparse", "whole"]
     assert os.listdir(place) == ["m"]
 
 
