@@ -7,7 +7,6 @@ from the packs themselves, and it may vanish at any time.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +35,7 @@ __all__ = [
 _FRAME = struct.Struct("<QII")  # base, packs, reserved
 _ROW = struct.Struct(f"<{RANDOM_ID_SIZE}sQII")  # pack, offset, size, reserved
 _FRAME_END = HEAD_SIZE + RANDOM_ID_SIZE + _FRAME.size
+_MAX_SORTED = 2**20  # chunks; of more, several runs are made
 _MAX_MERGED = 2**19  # chunks; no longer run is made by merging, so that this never takes much memory
 
 
@@ -182,10 +182,21 @@ class ChunkIndex:
         return pack in self._numbers
 
     def add(self, footers: Iterable[Footer]) -> None:
-        """Add the chunks of packs that are not in here yet; footers that nobody else holds are freed meanwhile."""
-        fresh = deque(footer for footer in footers if footer.pack not in self._numbers)
-        rows = ChunkRows(sum(len(footer.ids) for footer in fresh))
-        rows.add(fresh.popleft() for _ in range(len(fresh)))
+        """Add the chunks of packs that are not in here yet; a million are sorted at once, and no more footers held."""
+        part: list[Footer] = []
+        chunks = 0
+        for footer in footers:
+            if footer.pack not in self._numbers:
+                part.append(footer)
+                chunks += len(footer.ids)
+                if chunks >= _MAX_SORTED:
+                    self._add(part, chunks)
+                    part, chunks = [], 0
+        self._add(part, chunks)
+
+    def _add(self, footers: Iterable[Footer], chunks: int) -> None:
+        rows = ChunkRows(chunks)
+        rows.add(footers)
         self.adopt(rows)
 
     def adopt(self, rows: ChunkRows) -> None:

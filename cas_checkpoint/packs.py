@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "FOOTER_FRAME",
+    "FOOTER_TABLE_START",
     "MAX_PACK_SIZE",
     "PACK_TAIL_SIZE",
     "PREFIX_SIZE",
@@ -37,11 +39,14 @@ PREFIX_SIZE = HEAD_SIZE + RANDOM_ID_SIZE
 PACK_TAIL_SIZE = 8
 """A pack's last bytes: the size of its footer, and a mark."""
 
-_FRAME = struct.Struct("<IIQ")  # chunks, reserved, size of all blobs
+FOOTER_FRAME = struct.Struct("<IIQ")
+"""What follows the pack's beginning in a footer: number of chunks, reserved, size of all blobs."""
 _TAIL = struct.Struct("<I4s")
 _TAIL_MARK = b"CASP"
 _ROW_SIZE = CHUNK_ID_SIZE + 12
-_FIXED_SIZE = PREFIX_SIZE + _FRAME.size + CHECKSUM_SIZE
+FOOTER_TABLE_START = PREFIX_SIZE + FOOTER_FRAME.size
+"""Where a footer's columns begin."""
+_FIXED_SIZE = FOOTER_TABLE_START + CHECKSUM_SIZE
 
 
 class Footer(NamedTuple):
@@ -146,7 +151,7 @@ class PackBuilder:
                 np.array(self._checks, "<u4").tobytes(),
             )
         )
-        content = self._prefix + _FRAME.pack(len(self._ids), 0, self._size - PREFIX_SIZE) + table
+        content = self._prefix + FOOTER_FRAME.pack(len(self._ids), 0, self._size - PREFIX_SIZE) + table
         footer = content + digest((content,))
         self._append(footer + _TAIL.pack(len(footer), _TAIL_MARK))
         return parse_footer(footer), self._parts
@@ -174,14 +179,14 @@ def parse_footer(data: Buffer, *, pack: PackId | None = None) -> Footer:
     found = PackId(encoded[HEAD_SIZE:PREFIX_SIZE])
     if pack is not None and found != pack:
         raise DamagedObject(f"holds the footer of pack {found.hex()}")
-    count, _, blobs_size = _FRAME.unpack_from(encoded, PREFIX_SIZE)
+    count, _, blobs_size = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
     if footer_size(count) != len(encoded):
         raise DamagedObject(f"a pack's footer of {len(encoded)} bytes cannot list {count} chunks")
     return _parse_table(found, encoded, count, blobs_size)
 
 
 def _parse_table(pack: PackId, encoded: bytes, count: int, blobs_size: int) -> Footer:
-    start = PREFIX_SIZE + _FRAME.size
+    start = FOOTER_TABLE_START
     ids = np.frombuffer(encoded, np.uint8, count * CHUNK_ID_SIZE, start).reshape(count, CHUNK_ID_SIZE)
     columns = np.frombuffer(encoded, "<u4", count * 3, start + count * CHUNK_ID_SIZE).reshape(3, count)
     stored, plain, checks = columns.astype(np.uint32, copy=False)

@@ -20,9 +20,8 @@ from cas_checkpoint.errors import (
     MissingObject,
     ObjectNotFound,
     SnapshotForgotten,
-    UnsupportedStore,
 )
-from cas_checkpoint.footers import read_footer, read_index_footers
+from cas_checkpoint.footers import read_footer
 from cas_checkpoint.ids import Buffer, ChunkId, PackId, TransactionId, chunk_id, digest
 from cas_checkpoint.index import ChunkIndex, ids_array
 from cas_checkpoint.lazynumpy import np
@@ -37,6 +36,7 @@ from cas_checkpoint.manifests import (
     PackRef,
     decode_refs,
 )
+from cas_checkpoint.merging import indexed_footers
 from cas_checkpoint.packs import PACK_TAIL_SIZE, Footer, parse_footer, read_tail
 
 __all__ = ["MAX_REQUEST", "ChunkRow", "Request", "SnapshotReader"]
@@ -182,18 +182,12 @@ class SnapshotReader:
                 yield self._known[ref.pack]
             else:
                 wanted.setdefault(ref.home, set()).add(ref.pack)
-        for name, packs in wanted.items():
-            found = self._footers_from_index(name, frozenset(packs))
-            yield from found
-            for pack in packs - {footer.pack for footer in found}:
-                yield self._footer_from_pack(pack)
-
-    def _footers_from_index(self, name: TransactionId, packs: frozenset[PackId]) -> list[Footer]:
-        """Return what an index object knows of these packs: nothing if it is gone or damaged, for it is a cache."""
-        try:
-            return read_index_footers(self._backend, name, packs)
-        except (ObjectNotFound, DamagedObject, UnsupportedStore):
-            return []
+        missing = {pack for packs in wanted.values() for pack in packs}
+        for footer in indexed_footers(self._backend, {home: frozenset(packs) for home, packs in wanted.items()}):
+            missing.remove(footer.pack)
+            yield footer
+        for pack in missing:  # an index is a cache
+            yield self._footer_from_pack(pack)
 
     def _footer_from_pack(self, pack: PackId) -> Footer:
         try:

@@ -6,7 +6,6 @@ microseconds, a chunk 60 bytes, and what comes on top while a table is made is l
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +13,15 @@ from cas_checkpoint.codecs import BLOB_OVERHEAD, MAX_CHUNK_SIZE
 from cas_checkpoint.errors import DamagedObject
 from cas_checkpoint.ids import CHUNK_ID_SIZE, RANDOM_ID_SIZE, Buffer, PackId, digest
 from cas_checkpoint.lazynumpy import np
-from cas_checkpoint.packs import MAX_PACK_SIZE, PACK_TAIL_SIZE, PREFIX_SIZE, Footer, footer_size
+from cas_checkpoint.packs import (
+    FOOTER_FRAME,
+    FOOTER_TABLE_START,
+    MAX_PACK_SIZE,
+    PACK_TAIL_SIZE,
+    PREFIX_SIZE,
+    Footer,
+    footer_size,
+)
 from cas_checkpoint.records import CHECKSUM_SIZE, HEAD_SIZE, Kind, check_head
 
 if TYPE_CHECKING:
@@ -25,8 +32,6 @@ __all__ = ["ROW_SIZE", "ChunkRows", "Run", "id_words", "merge_runs"]
 ROW_SIZE = 60
 """Bytes of memory that a chunk takes at most: 52, and 4 to 8 for hints."""
 
-_FRAME = struct.Struct("<IIQ")  # of a footer: chunks, reserved, size of all blobs
-_TABLE_START = PREFIX_SIZE + _FRAME.size
 _FOOTER_ROW = footer_size(1) - footer_size(0)
 _ROWS_AT_ONCE = 2**13
 
@@ -141,7 +146,7 @@ class ChunkRows:
         for pack, encoded in pairs:
             if pack in self.packs:
                 continue
-            count, _, blobs_size = _FRAME.unpack_from(encoded, PREFIX_SIZE)
+            count, _, blobs_size = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
             rows += count
             if rows > self._capacity or rows + (len(self.packs) + 1) * self._pack_cost > self._limit:
                 self.full = True
@@ -203,7 +208,7 @@ def _parts(footers: Iterable[tuple[Buffer, int]]) -> Iterator[list[tuple[Buffer,
 
 def _joined(part: Iterable[tuple[Buffer, int]], before: int, width: int) -> bytes:
     """Return one column of some footers: that which has columns of so many bytes a chunk before it."""
-    starts = ((memoryview(encoded), _TABLE_START + before * count, count) for encoded, count in part)
+    starts = ((memoryview(encoded), FOOTER_TABLE_START + before * count, count) for encoded, count in part)
     return b"".join([view[start : start + width * count] for view, start, count in starts])
 
 
@@ -221,7 +226,7 @@ def _checked(copies: Iterable[tuple[PackId, Buffer]]) -> Iterator[tuple[PackId, 
         found = bytes(encoded[HEAD_SIZE : HEAD_SIZE + RANDOM_ID_SIZE])
         if found != pack:
             raise DamagedObject(f"holds the footer of pack {found.hex()}")
-        count, _, _ = _FRAME.unpack_from(encoded, PREFIX_SIZE)
+        count, _, _ = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
         if footer_size(count) != len(encoded):
             raise DamagedObject(f"a pack's footer of {len(encoded)} bytes cannot list {count} chunks")
         yield pack, encoded

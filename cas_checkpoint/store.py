@@ -216,6 +216,8 @@ class Store:
             monitor=monitor or Monitor(),
         )
         record = saver.run(source)
+        if self._knowledge is not None:
+            self._knowledge.tidy(self._backend)
         return Snapshot(self._backend, record, warnings=tuple(saver.notices))
 
     def _check_outside(self, source: Source) -> None:

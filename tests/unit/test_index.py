@@ -223,6 +223,24 @@ def test_runs_are_merged_so_that_few_are_searched():
     assert places(index, random_ids(10, seed=77)) == [(pack_id(77), at) for at in range(10)]
 
 
+def test_long_runs_are_left_as_they_are(monkeypatch):
+    monkeypatch.setattr("cas_checkpoint.index._MAX_MERGED", 40)
+    index = ChunkIndex()
+    for number in range(9):
+        index.add([footer_for(number, random_ids(10, seed=number))])
+    assert [run.rows for run in index._runs] == [40, 40, 10]
+    assert all(places(index, random_ids(10, seed=number))[0] == (pack_id(number), 0) for number in range(9))
+
+
+def test_of_very_many_chunks_several_runs_are_made(monkeypatch):
+    monkeypatch.setattr("cas_checkpoint.index._MAX_MERGED", 0)
+    monkeypatch.setattr("cas_checkpoint.index._MAX_SORTED", 25)
+    index = ChunkIndex()
+    index.add(footer_for(number % 9, random_ids(10, seed=number % 9)) for number in range(18))
+    assert [run.rows for run in index._runs] == [30, 30, 30]
+    assert all(places(index, random_ids(10, seed=number))[9] == (pack_id(number), 9) for number in range(9))
+
+
 def test_several_packs_are_added_at_once():
     index = ChunkIndex()
     index.add(footer_for(number, random_ids(3, seed=number)) for number in range(4))

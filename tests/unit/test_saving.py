@@ -73,6 +73,9 @@ class Recorder(LocalBackend):
         self._note("list", prefix)
         return iter(found)
 
+    def names(self, prefix):
+        return (info.key for info in self.list(prefix))
+
     def written(self):
         return [kind for operation, kind in self.done if operation.startswith("put")]
 
