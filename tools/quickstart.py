@@ -101,12 +101,16 @@ def differences(first: Path, second: Path) -> list[str]:
 
 def report(*snapshots: Snapshot) -> None:
     """Show what each save did."""
-    table = Table("snapshot", "files", "size", "new", "reused", "written to the store", "objects", "seconds")
+    table = Table("snapshot", "files", "size", "new", "reused", "written", "objects", "seconds")
     for snapshot in snapshots:
         stats = snapshot.stats
-        row = (stats.files, stats.logical_size, stats.bytes_new, stats.bytes_reused, stats.bytes_written)
+        sizes = (stats.logical_size, stats.bytes_new, stats.bytes_reused, stats.bytes_written)
         table.add_row(
-            snapshot.id[:8], *(f"{value:,}" for value in row), str(stats.objects_written), f"{stats.seconds:.2f}"
+            snapshot.id[:8],
+            f"{stats.files:,}",
+            *(f"{size / 1e6:,.1f} MB" for size in sizes),
+            str(stats.objects_written),
+            f"{stats.seconds:.2f}",
         )
     CONSOLE.print(table)
 
@@ -125,11 +129,11 @@ def main() -> int:
 
     size = copy_real_files(tree)
     shutil.copytree(tree, before, symlinks=True)
-    CONSOLE.print(f"A tree of {size:,} bytes of real files: {tree}")
+    CONSOLE.print(f"A tree of {size / 1e6:,.1f} MB of real files: {tree}", soft_wrap=True)
     store = Store.open(store_place, create=True)
     first = store.save(tree, series="quickstart", message="as found")
     for line in change_some_files(tree):
-        CONSOLE.print(f"  {line}")
+        CONSOLE.print(f"  {line}", soft_wrap=True)
     second = store.save(tree, series="quickstart", message="after some changes")
     report(first, second)
 
@@ -147,17 +151,20 @@ def main() -> int:
     command = [sys.executable, "-m", "cas_checkpoint", "list", "--store", str(store_place)]
     CONSOLE.print("\n$ cas-checkpoint list --store", store_place)
     failed += subprocess.run(command, check=False).returncode
-    CONSOLE.print(f"""
+    CONSOLE.print(
+        f"""
 Everything lies in {place}:
   tree, tree-before            the source after and before the changes
-  store                        the store, {store.info().size:,} bytes
+  store                        the store, {store.info().size / 1e6:,.1f} MB
   restored-1, restored-2       both snapshots, restored
 
 Go on with (the command is in {Path(sys.executable).parent}):
   export CAS_CHECKPOINT_STORE={store_place}
   cas-checkpoint show quickstart@latest
   cas-checkpoint cat quickstart@latest new.txt
-  cas-checkpoint verify""")
+  cas-checkpoint verify""",
+        soft_wrap=True,
+    )
     return 1 if failed else 0
 
 

@@ -1115,6 +1115,15 @@ def test_what_a_collector_is_about_to_delete_is_stored_again(store, tree, tmp_pa
     assert packs_of(store, again) == packs_of(store, snapshot)
 
 
+def test_the_base_of_another_snapshot_of_the_same_is_of_before_its_parent_was_read(store, tree):
+    first, _ = save(store, tree)
+    store._backend.put(mark_key(3, closed=True), [b""])
+    snapshot, read = save(store, tree)
+    assert read == 0
+    assert snapshot.reader().manifest().base == 3
+    assert packs_of(store, snapshot) == packs_of(store, first)
+
+
 def test_a_collection_of_other_packs_disturbs_nothing(store, tree):
     first, _ = save(store, tree)
     condemn(store, [Path("packs", "00" * 16)])
