@@ -175,12 +175,23 @@ def test_in_pieces_or_at_once_is_the_same(old, what, where, sizes):
     assert run(new, forecast_of(old), sizes=sizes) == run(new, forecast_of(old))
 
 
+INNER = sorted(set(range(39_000)) - set(CUTTER.cuts(DATA, final=True)))
+
+
 @settings(deadline=None, max_examples=100)
-@given(changes=st.lists(edits.filter(lambda change: change[0] in ("insert", "replace")), max_size=3))
-def test_small_changes_give_the_chunks_that_content_alone_gives(changes):
-    last = cut(DATA)[-1].size  # it ends where the data ended, so elsewhere content might not cut it so
-    new = edited(DATA[:-last], changes) + DATA[-last:]
+@given(at=st.sampled_from(INNER), what=st.binary(min_size=1, max_size=40), kind=st.sampled_from(["insert", "replace"]))
+def test_a_change_within_a_chunk_gives_the_chunks_that_content_alone_gives(at, what, kind):
+    new = DATA[:at] + what + DATA[at + (len(what) if kind == "replace" else 0) :]
     assert run(new, forecast_of(DATA)) == cut(new)
+
+
+@pytest.mark.parametrize("number", range(0, 100, 7))
+def test_what_is_put_in_after_a_chunk_leaves_it_as_it_was(number):
+    """Content alone might cut otherwise, for a cut depends on the byte after it as well."""
+    before = cut(DATA)
+    at = sum(ref.size for ref in before[:number])
+    new = run(DATA[:at] + b"!!!" + DATA[at:], forecast_of(DATA))
+    assert new[:number] == before[:number]
 
 
 @pytest.mark.parametrize("at", range(0, 40_000, 5_000))

@@ -15,7 +15,8 @@ from typing import NamedTuple
 __all__ = ["Command", "CommandFailed", "Usage", "environment", "measure", "shell"]
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
-_OURS_TO_SET = ("BORG_", "RESTIC_", "XDG_", "HF_", "CAS_CHECKPOINT_", "FLYTE_", "PYTHONPATH", "TMPDIR", "HOME")
+_TOOLS = ("BORG_", "RESTIC_", "XDG_", "HF_", "CAS_CHECKPOINT_", "FLYTE_")
+_OURS_TO_SET = (*_TOOLS, "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR", "HOME")
 
 
 class CommandFailed(Exception):
