@@ -3,6 +3,7 @@
 A file that still has the size, the times and the inode of then is taken to have the content of then, and is not read.
 The change time is the one that counts: programs cannot set it. A file that was changed shortly before it was saved may
 be changed again without a new time, as a file system's clock has ticks; its row says so, and it is read the next time.
+What a program writes through a memory map may get its time only when the system writes it back (`msync`, or closing).
 
 The cache lies on the local disk, one file for each source of a series. It may be lost at any time.
 """

@@ -475,6 +475,8 @@ def _create(backend: Backend) -> Header:
 
 
 def _usable_cores() -> int:
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

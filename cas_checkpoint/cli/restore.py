@@ -9,7 +9,7 @@ from cas_checkpoint.cli.documents import restore_document
 from cas_checkpoint.cli.output import Terminal
 from cas_checkpoint.cli.progress import watch
 from cas_checkpoint.cli.text import counted, size_text
-from cas_checkpoint.cli.verbs import WARNED, Verb, verb
+from cas_checkpoint.cli.verbs import WARNED, Verb, verb, workers_option
 
 __all__ = ["restore_command"]
 
@@ -22,9 +22,18 @@ __all__ = ["restore_command"]
 )
 @click.option("--exact", is_flag=True, help="Remove what the snapshot does not have.")
 @click.option("--owner", is_flag=True, help="Set owners and groups, where they were recorded.")
+@workers_option
 @verb
 def restore_command(
-    terminal: Terminal, url: str, ref: str, target: str, paths: tuple[str, ...], *, exact: bool, owner: bool
+    terminal: Terminal,
+    url: str,
+    ref: str,
+    target: str,
+    *,
+    paths: tuple[str, ...],
+    exact: bool,
+    owner: bool,
+    workers: int | None,
 ) -> int:
     """Write the snapshot REF into the directory TARGET, which is created if it is not there.
 
@@ -32,7 +41,7 @@ def restore_command(
     """
     if exact and paths:
         raise click.UsageError("--exact restores whole snapshots: it cannot be combined with --path")
-    store = cas_checkpoint.Store.open(url)
+    store = cas_checkpoint.Store.open(url, workers=workers)
     snapshot = store.snapshot(ref)
     terminal.outcome = lambda: "files that are complete stay, nothing partial was left"
     with watch(terminal, wrote="written") as monitor:

@@ -15,7 +15,7 @@ from cas_checkpoint.cli.interrupts import InterruptibleReader
 from cas_checkpoint.cli.output import Terminal
 from cas_checkpoint.cli.progress import watch
 from cas_checkpoint.cli.text import counted, size_text
-from cas_checkpoint.cli.verbs import WARNED, Verb, verb
+from cas_checkpoint.cli.verbs import WARNED, Verb, verb, workers_option
 from cas_checkpoint.errors import CasCheckpointError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _parse_metrics(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 )
 @click.option("--owner", is_flag=True, help="Record owners and groups.")
 @click.option("--no-files-cache", is_flag=True, help="Read all files, even those that seem to be unchanged.")
+@workers_option
 @verb
 def save_command(
     terminal: Terminal,
@@ -74,6 +75,7 @@ def save_command(
     on_error: Literal["fail", "skip"],
     owner: bool,
     no_files_cache: bool,
+    workers: int | None,
 ) -> int:
     """Save the contents of the directory PATH, or the file PATH, as the next snapshot of a series.
 
@@ -82,7 +84,7 @@ def save_command(
     """
     source = click.get_current_context().with_resource(_stdin()) if path == "-" else path
     terminal.outcome = lambda: "nothing was committed"
-    store = cas_checkpoint.Store.open(url, create=True)
+    store = cas_checkpoint.Store.open(url, create=True, workers=workers)
     began = datetime.now(timezone.utc)
     terminal.outcome = lambda: _outcome(store, series, (step, tags, message), began)
     with watch(terminal, read="read", wrote="new in the store") as monitor:

@@ -15,7 +15,7 @@ from cas_checkpoint.cli.interrupts import INTERRUPTED
 from cas_checkpoint.cli.output import Terminal, discard_stdout
 from cas_checkpoint.errors import CasCheckpointError
 
-__all__ = ["DAMAGED", "EXIT_CODES", "WARNED", "Verb", "verb"]
+__all__ = ["DAMAGED", "EXIT_CODES", "WARNED", "Verb", "verb", "workers_option"]
 
 WARNED = 3
 DAMAGED = 12
@@ -109,6 +109,13 @@ def _check_store(_ctx: click.Context, _param: click.Parameter, value: str | None
     if not value:
         raise click.UsageError("no store given: use --store URL, or set CAS_CHECKPOINT_STORE")
     return value
+
+
+def workers_option(function: Function) -> Function:
+    """Add the option of verbs that work in several threads."""
+    return click.option(
+        "--workers", type=click.IntRange(1, 1024), metavar="N", help="Threads to work with.  [default: one a core]"
+    )(function)
 
 
 def verb(function: Function) -> Function:

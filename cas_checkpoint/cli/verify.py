@@ -11,7 +11,7 @@ from cas_checkpoint.cli.documents import verify_document
 from cas_checkpoint.cli.output import Terminal
 from cas_checkpoint.cli.progress import watch
 from cas_checkpoint.cli.text import counted, size_text
-from cas_checkpoint.cli.verbs import DAMAGED, Verb, verb
+from cas_checkpoint.cli.verbs import DAMAGED, Verb, verb, workers_option
 
 if TYPE_CHECKING:
     from cas_checkpoint import VerifyReport
@@ -21,13 +21,14 @@ __all__ = ["verify_command"]
 
 @click.command("verify", cls=Verb, short_help="Check that every snapshot can be restored.")
 @click.option("--structure-only", is_flag=True, help="Do not read the data; files that are lost are then not told.")
+@workers_option
 @verb
-def verify_command(terminal: Terminal, url: str, *, structure_only: bool) -> int:
+def verify_command(terminal: Terminal, url: str, *, structure_only: bool, workers: int | None) -> int:
     """Check that every snapshot can be restored; tell what is wrong, and which files are lost.
 
     Nothing is repaired. Problems go to stdout, and the exit code is 12 if there are any.
     """
-    store = cas_checkpoint.Store.open(url)
+    store = cas_checkpoint.Store.open(url, workers=workers)
     with watch(terminal, read="verified") as monitor:
         report = store.verify(data=not structure_only, monitor=monitor)
     if terminal.json:

@@ -182,3 +182,16 @@ def test_signals_that_are_ignored_stay_so():
 
 def test_every_verb_has_a_summary_that_fits():
     assert all(len(command.short_help) < 60 for command in commands.commands.values())
+
+
+@pytest.mark.parametrize(("verb", "arguments"), [("save", ["."]), ("restore", ["latest", "target"]), ("verify", [])])
+def test_the_number_of_threads_is_an_option(cli, store, saved, tmp_path, monkeypatch, verb, arguments):
+    monkeypatch.chdir(tmp_path / "tree")
+    real, opened = Store.open, []
+    monkeypatch.setattr(
+        Store, "open", lambda *args, **options: opened.append(options["workers"]) or real(*args, **options)
+    )
+    assert cli(verb, *arguments, "--workers", "3").exit_code == 0
+    assert cli(verb, *arguments).exit_code == 0
+    assert opened == [3, None]
+    assert cli(verb, *arguments, "--workers", "0").exit_code == 2
