@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from cas_checkpoint._version import __version__
@@ -46,5 +48,6 @@ for _command in _ORDER:
 
 def main() -> None:
     """Run the command line, and end the process."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would wait in loops for work that never comes
     handle_interrupts()
     commands(prog_name=PROGRAM)
