@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from cas_checkpoint._version import __version__
-from cas_checkpoint.codecs import Decoder, Encoder
+from cas_checkpoint.codecs import Codec, Decoder, Encoder
 from cas_checkpoint.errors import DamagedObject, ForeignObject, InvalidArgument, UnsupportedStore
 from cas_checkpoint.ids import Buffer, digest
 
@@ -49,6 +49,7 @@ MAX_VALUES = 4 * MAX_ITEMS
 _HEAD = struct.Struct("<8scBHHH")
 _SIZE = struct.Struct("<I")
 _RECORD_LEVEL = 3
+_MIN_COMPRESSED = 4096  # to make an encoder takes longer than to write so few bytes
 _HARMLESS_SIZE = 768  # so few bytes cannot declare more than 2 MiB of nested arrays, whatever they say
 
 
@@ -171,7 +172,8 @@ def encode_record(kind: Kind, body: Mapping[str, object], *, limit: int = MAX_RE
         raise InvalidArgument(
             f"a record of kind {kind.value!r} would have {len(plain)} bytes; at most {limit} are possible: save less"
         )
-    content = make_head(kind) + _SIZE.pack(len(plain)) + Encoder(level=_RECORD_LEVEL).blob(plain)
+    blob = bytes((Codec.RAW,)) + plain if len(plain) < _MIN_COMPRESSED else Encoder(level=_RECORD_LEVEL).blob(plain)
+    content = make_head(kind) + _SIZE.pack(len(plain)) + blob
     return content + digest((content,))
 
 
