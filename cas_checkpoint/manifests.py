@@ -389,7 +389,7 @@ def peek_path(encoded: bytes) -> bytes:
     """Return the path of an encoded entry without checking anything else in it; empty if there is none."""
     first = encoded[1:2]
     if first == b"\xc4":
-        return encoded[3 : 3 + encoded[2]]
+        return encoded[3 : 3 + int.from_bytes(encoded[2:3], "big")]
     if first == b"\xc5":
         return encoded[4 : 4 + int.from_bytes(encoded[2:4], "big")]
     return b""

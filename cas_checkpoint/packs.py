@@ -120,9 +120,8 @@ class PackBuilder:
         if self._filled > self._parted:
             self._parts.append(self._arena[self._parted : self._filled])
             self._parted = self._filled
-        if data:
-            self._parts.append(data)
-            self._size += len(data)
+        self._parts.append(data)
+        self._size += len(data)
 
     def add(
         self, chunk: ChunkId, codec: int, payload: Buffer, plain_size: int, check: int, *, lent: bool = False

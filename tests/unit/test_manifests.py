@@ -12,6 +12,7 @@ from cas_checkpoint.codecs import MAX_CHUNK_SIZE
 from cas_checkpoint.errors import DamagedObject, InvalidArgument
 from cas_checkpoint.ids import PackId, StoreId, TransactionId
 from cas_checkpoint.manifests import (
+    ENTRY_FRAME_SIZE,
     MAX_DEPTH,
     MAX_ENTRY_SIZE,
     MAX_EXTENTS,
@@ -31,6 +32,7 @@ from cas_checkpoint.manifests import (
     encode_entry,
     encode_ref,
     order,
+    peek_path,
 )
 from cas_checkpoint.records import MAX_ITEMS, Kind, decode_record, encode_record, pack_value, unpack_value
 
@@ -486,3 +488,14 @@ def test_a_stream_of_another_number_of_entries_is_damage(count):
     list(reader.feed(ENCODED))
     with pytest.raises(DamagedObject, match=f"the entries end after 6 of {count}"):
         reader.finish(count)
+
+
+@pytest.mark.parametrize("path", [b"", b"a", b"d/" + b"n" * 253, b"d/" + b"n" * 254, b"d/" + b"n" * 30_000])
+def test_the_path_of_an_encoded_entry_can_be_looked_at(path):
+    encoded = encode_entry(Entry(path, EntryType.DIRECTORY))
+    assert peek_path(encoded[ENTRY_FRAME_SIZE:]) == path
+
+
+@pytest.mark.parametrize("encoded", [b"", b"\x97", b"\x97\xc4", b"\x97\xc5\x01", b"\x97\xa1a", b"\xc0"])
+def test_what_is_no_entry_has_no_path(encoded):
+    assert peek_path(encoded) == b""
