@@ -67,6 +67,12 @@ class Cutter:
             raise InvalidArgument(f"unusable chunker parameters {parameters}: {error}") from error
         self.parameters = parameters
 
+    def first(self, data: Buffer) -> int | None:
+        """Return where the first chunk of `data` ends; None if that depends on bytes still to come."""
+        chunk = next(iter(self._cdc.cut_buf(data)))
+        end = chunk.offset + chunk.length
+        return end if end < len(data) else None
+
     def cuts(self, data: Buffer, *, final: bool) -> list[int]:
         """Return the end offsets of the chunks of `data`, in order.
 

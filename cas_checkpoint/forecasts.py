@@ -88,8 +88,8 @@ class Forecast:
 
     def _searched(self, rest: memoryview, cutter: Cutter, *, final: bool) -> Cut:
         """Return the first chunk by content, and go on with what followed it then, if it was there."""
-        ends = cutter.cuts(rest[: cutter.parameters.max_size + 1], final=False)
-        end = ends[0] if ends else len(rest) if final else cutter.parameters.max_size
+        max_size = cutter.parameters.max_size
+        end = cutter.first(rest[: max_size + 1]) or (len(rest) if final else max_size)
         chunk = chunk_id(rest[:end])
         if not self._ahead:
             ahead = islice(self._refs, self._next, self._next + _HORIZON)

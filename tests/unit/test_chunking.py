@@ -132,3 +132,10 @@ def test_an_unknown_way_of_cutting_is_refused_as_too_new():
 def test_parameters_out_of_range_are_refused(change):
     with pytest.raises(InvalidArgument, match="unusable chunker parameters"):
         Cutter(SMALL._replace(**change))
+
+
+def test_the_first_cut_is_the_first_of_all():
+    data = random.Random(4).randbytes(3 * 2**20)
+    cutter = Cutter(DATA_CHUNKER)
+    assert cutter.first(data) == cutter.cuts(data, final=True)[0]
+    assert cutter.first(data[:1000]) is None

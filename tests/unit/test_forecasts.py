@@ -40,6 +40,10 @@ class CountingCutter(Cutter):
         self.calls += 1
         return super().cuts(data, final=final)
 
+    def first(self, data):
+        self.calls += 1
+        return super().first(data)
+
 
 def chunks_of(data, ends):
     starts = [0, *ends[:-1]]
