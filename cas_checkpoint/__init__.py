@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cas_checkpoint._version import __version__
     from cas_checkpoint.checkpointer import Checkpoint, SyncCheckpoint
+    from cas_checkpoint.collecting import CollectReport
     from cas_checkpoint.commits import SaveStats
     from cas_checkpoint.errors import (
         AmbiguousReference,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     )
     from cas_checkpoint.manifests import Entry, EntryType, Owner
     from cas_checkpoint.monitor import Monitor, Notice
+    from cas_checkpoint.repairing import RepairReport
     from cas_checkpoint.restoring import RestoreResult
     from cas_checkpoint.snapshots import Snapshot
     from cas_checkpoint.store import Store, StoreInfo
@@ -51,6 +53,7 @@ __all__ = [
     "AmbiguousReference",
     "CasCheckpointError",
     "Checkpoint",
+    "CollectReport",
     "DamagedObject",
     "DamagedStore",
     "Entry",
@@ -67,6 +70,7 @@ __all__ = [
     "ObjectNotFound",
     "Owner",
     "Problem",
+    "RepairReport",
     "RestoreError",
     "RestoreResult",
     "SaveAborted",
@@ -93,12 +97,14 @@ _HOMES = {
     "__version__": "_version",
     "Checkpoint": "checkpointer",
     "SyncCheckpoint": "checkpointer",
+    "CollectReport": "collecting",
     "SaveStats": "commits",
     "Entry": "manifests",
     "EntryType": "manifests",
     "Owner": "manifests",
     "Monitor": "monitor",
     "Notice": "monitor",
+    "RepairReport": "repairing",
     "RestoreResult": "restoring",
     "Snapshot": "snapshots",
     "Store": "store",

@@ -17,7 +17,7 @@ from cas_checkpoint.errors import InvalidArgument, InvalidArgumentType, StoreNot
 from cas_checkpoint.ids import Buffer
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.places import Home, Place, SharedStore, StoreAccess
-from cas_checkpoint.previous import Previous
+from cas_checkpoint.previous import Fallback, Previous
 from cas_checkpoint.sessions import Session, TemporaryFolder
 from cas_checkpoint.snapshots import Snapshot
 from cas_checkpoint.sources import Source
@@ -74,6 +74,8 @@ class SyncCheckpoint(Checkpoint):
         accumulate: bool = False,
         series: str = "default",
         store: PathLike | Store | None = None,
+        keep: int | None = None,
+        fallback: Fallback = None,
         durable: bool = True,
         storage_options: Mapping[str, object] | None = None,
     ) -> None:
@@ -90,6 +92,10 @@ class SyncCheckpoint(Checkpoint):
             store: a store that several destinations share, so that nothing is stored twice; the destination then
                 holds only a small pointer to it. By default what the environment variable CAS_CHECKPOINT_STORE says
                 when the object is made; "" for none. A destination that is a store already, or has a pointer, stays so.
+            keep: after each save forget all snapshots of the series but so many of the newest; what only the others
+                needed is deleted in the background, when it is much. By default nothing is forgotten.
+            fallback: "previous" to resume, if the previous checkpoint is damaged, from the next older snapshot of the
+                series that is not, with a warning; by default that is an error.
             durable: on local disk, wait for the disk at every save; switch off for scratch data only.
             storage_options: passed on to fsspec, for every place.
 
@@ -101,6 +107,12 @@ class SyncCheckpoint(Checkpoint):
         self._checkpoint_dest = checkpoint_dest
         self._checkpoint_src = checkpoint_src or None
         self._accumulate = accumulate
+        if keep is not None and (not isinstance(keep, int) or keep < 1):
+            raise InvalidArgument(f"keep must be None or a number of snapshots, at least 1, not {keep!r}")
+        self._keep = keep
+        if fallback not in (None, "previous"):
+            raise InvalidArgument(f'fallback must be "previous" or None, not {fallback!r}')
+        self._fallback: Fallback = fallback
         access = StoreAccess(durable, dict(storage_options or {}))
         shared = _shared(os.environ.get(STORE_VARIABLE) if store is None else store)
         check_series(series)
@@ -169,7 +181,7 @@ class SyncCheckpoint(Checkpoint):
             folder = TemporaryFolder()
             path = folder.path / self.SRC_LOCAL_FOLDER
         with session.forgetting_what_is_gone():
-            previous.restore(path, _LogMonitor())
+            previous.restore(path, _LogMonitor(), fallback=self._fallback)
         session.folder, session.restored = folder, path
 
     def read(self) -> bytes | None:
@@ -188,7 +200,7 @@ class SyncCheckpoint(Checkpoint):
         if previous is None:
             return None
         with session.forgetting_what_is_gone():
-            data = previous.read()
+            data = previous.read(_LogMonitor(), fallback=self._fallback)
         session.was_read = True
         return data
 
@@ -250,7 +262,7 @@ class SyncCheckpoint(Checkpoint):
 
     def _save(self, session: Session, home: Home, source: Source, onto: Snapshot | None = None) -> Snapshot:
         try:
-            return home.store.save(source, series=home.series, onto=onto, monitor=_LogMonitor())
+            return home.store.save(source, series=home.series, onto=onto, keep=self._keep, monitor=_LogMonitor())
         except StoreNotFound:  # it was removed; the next save makes it again
             session.home = None
             raise

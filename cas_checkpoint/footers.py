@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import index_key, pack_key
 from cas_checkpoint.errors import DamagedObject
 from cas_checkpoint.ids import PackId, TransactionId
-from cas_checkpoint.index import IndexDirectory, parse_directory
+from cas_checkpoint.index import IndexDirectory, Section, parse_directory
 from cas_checkpoint.packs import MAX_PACK_SIZE, PACK_TAIL_SIZE, Footer, footer_size, parse_footer, read_tail
 
-__all__ = ["read_footer", "read_index_footers"]
+__all__ = ["all_index_footers", "read_footer", "read_index_directory", "read_index_footers"]
 
 _FIRST_READ = 64 * 2**10  # enough for most packs' footers and most index directories in one request
+_AT_ONCE = 8 * 2**20  # bytes of sections
 
 
 def read_footer(backend: Backend, pack: PackId) -> Footer:
@@ -56,12 +59,33 @@ def _read_directory(backend: Backend, name: TransactionId) -> tuple[IndexDirecto
     return directory, data
 
 
+def read_index_directory(backend: Backend, name: TransactionId) -> IndexDirectory:
+    """Read what packs an index object lists, and as of when."""
+    return _read_directory(backend, name)[0]
+
+
 def read_index_footers(backend: Backend, name: TransactionId, wanted: frozenset[PackId] | None = None) -> list[Footer]:
     """Read from an index object the footers of the wanted packs, of all if `wanted` is None."""
     directory, data = _read_directory(backend, name)
     sections = [section for section in directory.sections if wanted is None or section.pack in wanted]
-    if not sections:
-        return []
+    return _read_sections(backend, name, sections, data) if sections else []
+
+
+def all_index_footers(backend: Backend, name: TransactionId) -> Iterator[Footer]:
+    """Yield all footers of an index object; however many they are, a few megabytes of it are held at once."""
+    directory, data = _read_directory(backend, name)
+    part: list[Section] = []
+    for section in directory.sections:
+        if part and section.offset + section.size - part[0].offset > _AT_ONCE:
+            yield from _read_sections(backend, name, part, data)
+            part = []
+        part.append(section)
+    if part:
+        yield from _read_sections(backend, name, part, data)
+
+
+def _read_sections(backend: Backend, name: TransactionId, sections: Sequence[Section], data: bytes) -> list[Footer]:
+    """Read some sections, of which there is at least one; `data` are the first bytes of the object."""
     start, end = sections[0].offset, sections[-1].offset + sections[-1].size
     if end <= len(data):
         body = memoryview(data)[start:end]

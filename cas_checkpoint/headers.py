@@ -9,13 +9,16 @@ from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 from cas_checkpoint.ids import RANDOM_ID_SIZE, Buffer, StoreId
 from cas_checkpoint.records import Fields, Kind, decode_record, encode_record
 
-__all__ = ["HEADER_KEY", "KNOWN_FEATURES", "MAX_HEADER_SIZE", "OPERATIONS", "Header", "check_features"]
+__all__ = ["FEATURES", "HEADER_KEY", "KNOWN_FEATURES", "MAX_HEADER_SIZE", "OPERATIONS", "Header", "check_features"]
 
 HEADER_KEY: Final = "cas-checkpoint"
 MAX_HEADER_SIZE = 2**16
 
 OPERATIONS = ("read", "write", "collect")
-KNOWN_FEATURES: dict[str, frozenset[str]] = {operation: frozenset() for operation in OPERATIONS}
+FEATURES = ("moves",)
+"""What every new store demands for all operations."""
+_DEMANDS = tuple((operation, FEATURES) for operation in OPERATIONS)
+KNOWN_FEATURES: dict[str, frozenset[str]] = {operation: frozenset(FEATURES) for operation in OPERATIONS}
 """For each operation the features that this version understands."""
 
 
@@ -34,7 +37,7 @@ class Header(NamedTuple):
     chunker: ChunkerParameters = DATA_CHUNKER
     metadata_chunker: ChunkerParameters = METADATA_CHUNKER
     put_if_absent: bool = True
-    features: tuple[tuple[str, tuple[str, ...]], ...] = (("read", ()), ("write", ()), ("collect", ()))
+    features: tuple[tuple[str, tuple[str, ...]], ...] = _DEMANDS
 
     def encode(self) -> bytes:
         """Return the header object."""

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import index_key
 from cas_checkpoint.errors import CasCheckpointError, DamagedObject, ObjectNotFound, UnsupportedStore
-from cas_checkpoint.footers import read_index_footers
+from cas_checkpoint.footers import read_index_directory, read_index_footers
 from cas_checkpoint.ids import PackId, TransactionId, is_hex_id
 from cas_checkpoint.index import encode_index, parse_index
 from cas_checkpoint.packs import Footer
-from cas_checkpoint.transactions import list_marks, random_id
+from cas_checkpoint.transactions import list_marks, list_packs, random_id
 
-__all__ = ["PASSED_OVER", "indexed_footers", "list_indexes", "merge_indexes", "worth_merging"]
+__all__ = ["PASSED_OVER", "indexed_footers", "list_indexes", "merge_indexes", "refresh_indexes", "worth_merging"]
 
 PASSED_OVER = (ObjectNotFound, DamagedObject, UnsupportedStore)
 """What may be wrong with an index object without anything being wrong with the store."""
@@ -94,6 +94,46 @@ def _merge(backend: Backend, sizes: Mapping[TransactionId, int]) -> TransactionI
         for _ in pool.map(backend.delete, map(index_key, parts)):  # only now: nothing is ever missing
             pass
     return merged
+
+
+def refresh_indexes(backend: Backend) -> tuple[int, int]:
+    """Rewrite index objects that list packs which are gone, or are older than the latest mark.
+
+    What is left of them is known to exist as of now: who uses it need not ask whether it was collected since.
+
+    Returns:
+        The bytes of the objects that were deleted, and of those that were written.
+    """
+    base = list_marks(backend).base  # read before the packs are listed
+    existing = list_packs(backend)
+    listed = list_indexes(backend)
+    stale = [name for name in listed if _is_stale(backend, name, base, existing)]
+    deleted = written = 0
+    while stale:
+        group: dict[TransactionId, int] = {}
+        while stale and (not group or sum(group.values()) + listed[stale[-1]] <= _MAX_MERGED_SIZE):
+            name = stale.pop()
+            group[name] = listed[name]
+        with ThreadPoolExecutor(_REQUESTS, "cas-checkpoint-merge") as pool:
+            parts = list(_read_all(pool, backend, group))
+            footers = {footer.pack: footer for *_, found in parts for footer in found if footer.pack in existing}
+            if footers:
+                merged = TransactionId(random_id())
+                data = encode_index(merged, base, list(footers.values()))
+                backend.put(index_key(merged), [data])
+                written += len(data)
+            for name, *_ in parts:
+                backend.delete(index_key(name))
+                deleted += group[name]
+    return deleted, written
+
+
+def _is_stale(backend: Backend, name: TransactionId, base: int, existing: frozenset[PackId]) -> bool:
+    try:
+        directory = read_index_directory(backend, name)
+    except PASSED_OVER:
+        return False
+    return directory.base < base or any(section.pack not in existing for section in directory.sections)
 
 
 def _read_all(

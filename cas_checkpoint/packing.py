@@ -23,7 +23,7 @@ from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import Footer, PackBuilder
 
-__all__ = ["MAX_BATCH_CHUNKS", "PACK_SIZE", "Batch", "Packer", "Spans"]
+__all__ = ["MAX_BATCH_CHUNKS", "PACK_SIZE", "Batch", "Packer", "Spans", "buffers_ahead"]
 
 PACK_SIZE = 64 * 2**20
 """A pack is closed when it has this many bytes."""
@@ -31,10 +31,16 @@ MAX_PACK_CHUNKS = 2**16
 MAX_BATCH_CHUNKS = 1024
 _METADATA_HELD = 8 * 2**20  # bytes of entries and lists kept back, so that they lie together in the last pack
 _ARENA_MARGIN = MAX_CHUNK_SIZE  # for the chunk that fills a pack
-_LENT_BUFFERS = 20  # at most so many buffers are lent to packs; beyond that, what is in them is copied
-_LENT_SHARE = 7 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
+_MAX_AHEAD = 5
+_LENT_SIZE = 160 * 2**20  # at most so much memory is lent to packs; beyond that, what is in buffers is copied
+_LENT_SHARE = 5 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
 Spans = Sequence[tuple[int, int]]
+
+
+def buffers_ahead(workers: int) -> int:
+    """Return how many buffers a number of workers can well look into ahead; none where there is but one worker."""
+    return min(workers // 2 + 1, _MAX_AHEAD) if workers > 1 else 0
 
 
 class Batch(NamedTuple):
@@ -126,6 +132,7 @@ class Packer:
         self._used: set[int] = set()  # numbers of old packs that the save relies on
         self._pack: _Pack | None = None
         self._arenas: list[memoryview] = []
+        self._lent_size = 0  # of the buffers that packs use
         self._held: list[_Coded] = []
         self._held_size = 0
         self._batches: deque[tuple[Batch, Future[_Results]]] = deque()
@@ -149,6 +156,15 @@ class Packer:
         self._batches.append((batch, self._coders.submit(self._code, batch.buffer.view, batch.spans, batch.known)))
         while len(self._batches) > self._workers + 1:
             self._collect()
+
+    @property
+    def ahead(self) -> int:
+        """How many buffers are worth being looked into before it is known where their chunks begin."""
+        return 0 if self._knowledge is None else buffers_ahead(self._workers)
+
+    def run(self, task: Callable[[], object]) -> Future[object]:
+        """Let a worker do something between batches."""
+        return self._coders.submit(task)
 
     def store(self, chunk: Buffer) -> ChunkId:
         """Store one chunk of metadata (entries, lists of chunks); these lie together, apart from files' data."""
@@ -250,7 +266,7 @@ class Packer:
 
     def _may_lend(self, buffer: ReadBuffer, coded: Sequence[_Coded]) -> bool:
         """Tell whether packs should use a batch's buffer until they are written, instead of copying from it."""
-        if self._knowledge is None or self._buffers.used > self._workers + 2 + _LENT_BUFFERS:
+        if self._knowledge is None or self._lent_size + len(buffer.view) > _LENT_SIZE:
             return False
         raw = sum(item.size for item in coded if item.blob is not None and item.blob[0] == Codec.RAW)
         return raw >= _LENT_SHARE * len(buffer.view)
@@ -266,6 +282,7 @@ class Packer:
         if lender is not None and lent and (not pack.lent or pack.lent[-1] is not lender):
             lender.users += 1
             pack.lent.append(lender)
+            self._lent_size += len(lender.view)
         pack.builder.add(item.chunk, codec, payload, item.size, check, lent=lent)
         if self._knowledge and (pack.builder.size >= PACK_SIZE or len(pack.builder) >= MAX_PACK_CHUNKS):
             self._close_pack(pack)
@@ -303,6 +320,7 @@ class Packer:
         future, pack = self._uploads.popleft()
         future.result()
         for buffer in pack.lent:
+            self._lent_size -= len(buffer.view)
             self._buffers.drop(buffer)
         if pack.arena is not None:
             self._arenas.append(pack.arena)

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from cas_checkpoint.errors import NotASingleFile
+from cas_checkpoint.errors import DamagedStore, NotASingleFile, SnapshotForgotten
 from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.manifests import Entry, EntryType
-from cas_checkpoint.monitor import Monitor
+from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.plain import PlainFiles, write_items
 from cas_checkpoint.snapshots import Snapshot
 from cas_checkpoint.store import Store
 
-__all__ = ["Previous", "PreviousFiles", "PreviousSnapshot"]
+__all__ = ["Fallback", "Previous", "PreviousFiles", "PreviousSnapshot"]
+
+Fallback: TypeAlias = Literal["previous"] | None
 
 
 class Previous(Protocol):
     """A checkpoint that can be resumed from."""
 
-    def restore(self, directory: Path, monitor: Monitor) -> None:
+    def restore(self, directory: Path, monitor: Monitor, *, fallback: Fallback = None) -> None:
         """Write it into a directory, which is created if it is not there; what else is there stays.
+
+        With `fallback`, a snapshot that is damaged is replaced by the next older one of its series that is not.
 
         Raises:
             DamagedStore: something that is needed is damaged or missing.
@@ -31,8 +36,10 @@ class Previous(Protocol):
             RestoreError: the directory cannot be written.
         """
 
-    def read(self) -> bytes | None:
+    def read(self, monitor: Monitor | None = None, *, fallback: Fallback = None) -> bytes | None:
         """Return the content of its only file, None if it is empty; nothing is written to disk.
+
+        `fallback` is as for `restore`.
 
         Raises:
             NotASingleFile: it holds more, or something else than a file. Directories count, and hidden files do.
@@ -46,25 +53,52 @@ class PreviousSnapshot(NamedTuple):
     store: Store
     snapshot: Snapshot
 
-    def restore(self, directory: Path, monitor: Monitor) -> None:
+    def restore(self, directory: Path, monitor: Monitor, *, fallback: Fallback = None) -> None:
         """See `Previous`."""
-        self.store.restore(self.snapshot, directory, monitor=monitor)
+        self.store.restore(self.snapshot, directory, fallback=fallback, monitor=monitor)
 
-    def read(self) -> bytes | None:
+    def read(self, monitor: Monitor | None = None, *, fallback: Fallback = None) -> bytes | None:
         """See `Previous`."""
-        reader = self.snapshot.reader()
-        top: dict[bytes, Entry | None] = {}  # None for a directory without an entry of its own
-        for entry in reader.entries():
-            name, below, _ = entry.path.partition(b"/")
-            if name:
-                top.setdefault(name, None if below else entry)
-        files = {name: entry is not None and entry.type is EntryType.FILE for name, entry in top.items()}
-        _check_single({os.fsdecode(name): is_file for name, is_file in files.items()})
-        for file in top.values():
-            if file is not None:
-                with io.BufferedReader(SnapshotFile(reader, file)) as stream:
-                    return stream.read()
-        return None
+        monitor = monitor or Monitor()
+        try:
+            return _read_single(self.snapshot, monitor)
+        except DamagedStore as error:
+            for older in self._older() if fallback else ():
+                with suppress(DamagedStore, SnapshotForgotten):
+                    data = _read_single(older, monitor)
+                    monitor.warning(_replaced(self.snapshot, older, error))
+                    return data
+            raise
+
+    def _older(self) -> Iterator[Snapshot]:
+        """Yield the snapshots before it in its series whose commits can be read, newest first."""
+        rank = self.snapshot.sequence, self.snapshot.id
+        for other in self.store.snapshots(self.snapshot.series, damaged=lambda _: None):
+            if (other.sequence, other.id) < rank:
+                yield other
+
+
+def _replaced(damaged: Snapshot, other: Snapshot, error: DamagedStore) -> Notice:
+    name = f"{damaged.series}@{damaged.sequence}"
+    return Notice(name, f"is damaged, {other.series}@{other.sequence} was read instead: {error}")
+
+
+def _read_single(snapshot: Snapshot, monitor: Monitor) -> bytes | None:
+    """Return the content of a snapshot's only file; see `Previous.read`."""
+    reader = snapshot.reader()
+    reader.notice = monitor.warning
+    top: dict[bytes, Entry | None] = {}  # None for a directory without an entry of its own
+    for entry in reader.entries():
+        name, below, _ = entry.path.partition(b"/")
+        if name:
+            top.setdefault(name, None if below else entry)
+    files = {name: entry is not None and entry.type is EntryType.FILE for name, entry in top.items()}
+    _check_single({os.fsdecode(name): is_file for name, is_file in files.items()})
+    for file in top.values():
+        if file is not None:
+            with io.BufferedReader(SnapshotFile(reader, file)) as stream:
+                return stream.read()
+    return None
 
 
 class PreviousFiles(NamedTuple):
@@ -72,11 +106,11 @@ class PreviousFiles(NamedTuple):
 
     files: PlainFiles
 
-    def restore(self, directory: Path, monitor: Monitor) -> None:
+    def restore(self, directory: Path, monitor: Monitor, *, fallback: Fallback = None) -> None:  # noqa: ARG002 -- these have no older ones
         """See `Previous`."""
         write_items(self.files.items(monitor.warning), directory, monitor.warning)
 
-    def read(self) -> bytes | None:
+    def read(self, monitor: Monitor | None = None, *, fallback: Fallback = None) -> bytes | None:  # noqa: ARG002
         """See `Previous`."""
         top = self.files.top()
         _check_single(top)

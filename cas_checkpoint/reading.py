@@ -7,23 +7,24 @@ by their checksums, chunks by their ids. Writing anything is not done here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from cas_checkpoint.backends import Backend
-from cas_checkpoint.buffers import anonymous_memory
-from cas_checkpoint.codecs import Decoder, blob_check
-from cas_checkpoint.commits import Commit, CommitKey, manifest_key, pack_key
+from cas_checkpoint.commits import Commit, CommitKey, State, manifest_key, pack_key
+from cas_checkpoint.copies import Moved, Rescue, follow_moves, indexed_everywhere, rows_of
 from cas_checkpoint.errors import (
     DamagedObject,
     DamagedStore,
     MissingObject,
     ObjectNotFound,
     SnapshotForgotten,
+    UnsupportedStore,
 )
+from cas_checkpoint.fetching import MAX_REQUEST, ChunkRow, Failure, Fetcher, Request, again, requests
 from cas_checkpoint.footers import read_footer
-from cas_checkpoint.ids import Buffer, ChunkId, PackId, TransactionId, chunk_id, digest
-from cas_checkpoint.index import ChunkIndex, ids_array
+from cas_checkpoint.ids import Buffer, ChunkId, PackId, TransactionId, digest
+from cas_checkpoint.index import ChunkIndex, Locations, ids_array
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import (
     MAX_MANIFEST_SIZE,
@@ -37,55 +38,29 @@ from cas_checkpoint.manifests import (
     decode_refs,
 )
 from cas_checkpoint.merging import indexed_footers
+from cas_checkpoint.monitor import Notice
 from cas_checkpoint.packs import PACK_TAIL_SIZE, Footer, parse_footer, read_tail
+from cas_checkpoint.transactions import read_commit
 
-__all__ = ["MAX_REQUEST", "ChunkRow", "Request", "SnapshotReader"]
+__all__ = ["MAX_REQUEST", "ChunkRow", "Lost", "Request", "SnapshotReader"]
 
-MAX_GAP = 2**20
-"""Blobs closer together than this many bytes are fetched in one request."""
-MAX_REQUEST = 16 * 2**20
-"""No request is larger, unless for a single blob."""
+Lost = Callable[[int, DamagedStore], None]
+"""Told of each chunk that is nowhere to be had: its number in the list that was asked for, and what is wrong."""
 
-_NEAR_REQUEST = 2**20  # what is read at once where that is all the same: few enough bytes to stay in a CPU's cache
 _BATCH = 256  # chunks looked up at once when a content is read in order
 
-
-class ChunkRow(NamedTuple):
-    """One chunk to fetch: where its blob lies, and what it must turn out to be. Sizes are bytes."""
-
-    chunk: ChunkId
-    offset: int
-    stored_size: int
-    plain_size: int
-    check: int
-    number: int  # of the caller's list of chunks
-
-
-class Request(NamedTuple):
-    """A run of one pack's bytes to fetch at once, and the chunks in it."""
-
-    pack: PackId
-    offset: int
-    size: int
-    rows: Sequence[ChunkRow]
-
-
-class _Workspace:
-    """What one thread reads and decodes with. Its memory is used again for each read."""
-
-    def __init__(self) -> None:
-        self.decoder = Decoder()
-        self._memory = memoryview(b"")
-
-    def memory(self, size: int) -> memoryview:
-        """Return `size` bytes of memory; what was returned before is invalid then."""
-        if size > len(self._memory):
-            self._memory = anonymous_memory(size)
-        return self._memory[:size]
+_Fault = tuple[str, DamagedStore]  # the key of an object, and what is wrong with it
 
 
 class SnapshotReader:
-    """Reads one committed snapshot. Safe to use from several threads."""
+    """Reads one committed snapshot. Safe to use from several threads.
+
+    A pack that is gone was perhaps moved by a collection, and a chunk that is damaged may be whole in another pack: all
+    that the store's index tells is looked through before a reader gives up.
+
+    Attributes:
+        notice: told what is damaged although nothing was lost by it; by default nobody is.
+    """
 
     def __init__(self, backend: Backend, record: Commit, *, footers: Mapping[PackId, Footer] | None = None) -> None:
         """Take the snapshot's commit; nothing else is read yet.
@@ -101,7 +76,12 @@ class SnapshotReader:
         self._lock = threading.Lock()
         self._manifest: Manifest | None = None
         self._index: ChunkIndex | None = None
-        self._spare: list[_Workspace] = []
+        self._fetcher = Fetcher(backend, record)
+        self._faults: list[_Fault] = []  # packs that are not in the index for what is wrong with them
+        self._moved: dict[str, Moved] = {}  # by the keys of packs that were gone after the index was read
+        self._lost: set[ChunkId] = set()  # looked for in the whole store in vain
+        self._noticed: set[str] = set()
+        self.notice: Callable[[Notice], None] = _nobody
 
     @property
     def key(self) -> CommitKey:
@@ -137,7 +117,7 @@ class SnapshotReader:
         try:
             data = record.inline.manifest if record.inline else self._backend.get(key, max_size=MAX_MANIFEST_SIZE)
         except ObjectNotFound as error:
-            raise self._gone(key) from error
+            raise self._missing(key) from error
         if len(data) != record.manifest_size or digest((data,)) != record.manifest_digest:
             raise DamagedObject("is not the manifest that the commit vouches for", key=key)
         try:
@@ -148,30 +128,38 @@ class SnapshotReader:
             raise DamagedObject("is the manifest of another snapshot", key=key)
         return manifest
 
-    def _gone(self, key: str) -> MissingObject | SnapshotForgotten:
-        """Tell why an object that the snapshot needs is not there."""
-        try:
-            self._backend.size(str(self.key))
-        except ObjectNotFound:
-            return SnapshotForgotten(f"the snapshot {self.key.transaction.hex()} was forgotten while it was being read")
+    def _missing(self, key: str) -> MissingObject:
+        """Return the error that tells that an object is not there; raise `SnapshotForgotten` if that is why."""
+        if self._is_forgotten():
+            raise SnapshotForgotten(f"the snapshot {self.key.transaction.hex()} was forgotten while it was being read")
         return MissingObject(
             f"{key} is missing, which the snapshot {self.key.transaction.hex()} needs. "
             "Run 'verify' to learn what else is affected; other snapshots may be intact."
         )
 
+    def _is_forgotten(self) -> bool:
+        """Tell whether the commit is gone, or a collector has put another in its place since it was forgotten."""
+        try:
+            return read_commit(self._backend, self.key, self._commit.store).state is not State.COMMITTED
+        except ObjectNotFound:
+            return True
+        except (DamagedStore, UnsupportedStore):
+            return False
+
     # --- the index of its packs ---
 
     def index(self) -> ChunkIndex:
-        """Return the index of all packs that the snapshot needs, read on the first call."""
+        """Return the index of all packs that the snapshot needs, as far as they can be read; done on the first call."""
         manifest = self.manifest()
         with self._lock:
             if self._index is None:
-                index = ChunkIndex()
-                index.add(self._footers(manifest.packs))
-                self._index = index
+                index, faults = ChunkIndex(), list[_Fault]()
+                index.add(self._footers(manifest.packs, faults))
+                self._index, self._faults = index, faults
             return self._index
 
-    def _footers(self, refs: Sequence[PackRef]) -> Iterator[Footer]:
+    def _footers(self, refs: Sequence[PackRef], faults: list[_Fault]) -> Iterator[Footer]:
+        """Yield the footers of packs, or of those that they were moved to; what is wrong is added to `faults`."""
         if self._commit.inline:
             if self._commit.inline.pack:
                 yield self._inline_footer(self._commit.inline.pack)
@@ -186,14 +174,23 @@ class SnapshotReader:
         for footer in indexed_footers(self._backend, {home: frozenset(packs) for home, packs in wanted.items()}):
             missing.remove(footer.pack)
             yield footer
-        for pack in missing:  # an index is a cache
-            yield self._footer_from_pack(pack)
+        gone = []
+        for pack in (ref.pack for ref in refs if ref.pack in missing):  # an index is a cache
+            try:
+                yield read_footer(self._backend, pack)
+            except ObjectNotFound:
+                gone.append(pack)
+            except DamagedObject as error:
+                faults.append((pack_key(pack), again(error)))
+        if gone:
+            yield from self._follow(gone, faults)
 
-    def _footer_from_pack(self, pack: PackId) -> Footer:
-        try:
-            return read_footer(self._backend, pack)
-        except ObjectNotFound as error:
-            raise self._gone(pack_key(pack)) from error
+    def _follow(self, gone: Iterable[PackId], faults: list[_Fault]) -> list[Footer]:
+        """Return the footers of the packs to which those went that are gone."""
+        moved = follow_moves(self._backend, gone)
+        faults.extend(moved.faults)
+        faults.extend((pack_key(pack), self._missing(pack_key(pack))) for pack in moved.lost)
+        return moved.footers
 
     def _inline_footer(self, data: bytes) -> Footer:
         try:
@@ -207,91 +204,157 @@ class SnapshotReader:
 
     # --- chunks ---
 
-    def plan(self, refs: Sequence[ChunkRef]) -> list[Request]:
+    def plan(self, refs: Sequence[ChunkRef], *, lost: Lost | None = None) -> list[Request]:
         """Return the requests that fetch these chunks, ordered by pack and offset; each chunk stands in one of them.
 
         A chunk that is named several times stands there once for each, one after another.
 
+        Args:
+            refs: the chunks.
+            lost: called for each chunk that is nowhere to be had; by default that is raised.
+
         Raises:
-            MissingObject: no pack of the snapshot holds one of the chunks.
+            SnapshotForgotten: a pack is gone because the snapshot is.
+            MissingObject: no pack holds one of the chunks.
             DamagedObject: the pack's footer and the manifest contradict one another.
         """
         if not refs:
             return []
-        index = self.index()
-        found = index.locate(ids_array(b"".join(ref.chunk for ref in refs)))
-        if not found.found.all():
-            missing = refs[int(np.flatnonzero(~found.found)[0])]
-            raise MissingObject(
-                f"the chunk {missing.chunk.hex()} is in none of the packs of the snapshot {self.key.transaction.hex()}"
-            )
-        wrong = np.flatnonzero(found.plain_sizes != np.fromiter((ref.size for ref in refs), np.uint32, len(refs)))
-        if len(wrong):
-            chunk = refs[int(wrong[0])].chunk
-            raise DamagedObject(f"the chunk {chunk.hex()} is listed with two sizes", key=str(self.key))
+        found = self._locate(refs)
+        usable = found.found & (found.plain_sizes == np.fromiter((ref.size for ref in refs), np.uint32, len(refs)))
+        for number in np.flatnonzero(~usable).tolist():
+            is_found = bool(found.found[number])
+            if lost is None:
+                raise self._unusable(refs[number], is_found=is_found)
+            lost(number, self._unusable(refs[number], is_found=is_found))
         order = np.lexsort((found.offsets, found.packs))
+        order = order[usable[order]]
         columns = zip(
             *(column[order].tolist() for column in found[1:]),
             order.tolist(),
             strict=True,
         )
+        packs = self.index().packs
         rows = (
-            (index.packs[pack], ChunkRow(refs[number].chunk, offset, stored, plain, check, number))
+            (packs[pack], ChunkRow(refs[number].chunk, offset, stored, plain, check, number))
             for pack, offset, stored, plain, check, number in columns
         )
-        return list(_requests(rows))
+        return list(requests(rows))
 
-    def fetch(self, request: Request) -> Iterator[tuple[ChunkRow, Buffer]]:
+    def _locate(self, refs: Sequence[ChunkRef]) -> Locations:
+        """Look chunks up; those that are in no pack of the snapshot, in the whole store."""
+        index, ids = self.index(), ids_array(b"".join(ref.chunk for ref in refs))
+        found = index.locate(ids)
+        if not found.found.all():
+            self._search({refs[number].chunk for number in np.flatnonzero(~found.found).tolist()})
+            found = index.locate(ids)
+        return found
+
+    def _search(self, wanted: set[ChunkId]) -> None:
+        """Add other packs of the store that hold these chunks to the index, as far as there are any."""
+        index = self.index()
+        wanted -= self._lost
+        if not wanted:
+            return
+        for footer in indexed_everywhere(self._backend):
+            rows = [] if footer.pack in index else rows_of(footer, wanted)
+            if rows and self._is_whole(footer):
+                with self._lock:
+                    index.add([footer])
+                wanted.difference_update([chunk for _, chunk in rows])
+                self._warn(*self._fault(), footer.pack)
+                if not wanted:
+                    return
+        self._lost |= wanted
+
+    def _is_whole(self, footer: Footer) -> bool:
+        """Tell whether a pack that an index object lists is there, in its size."""
+        try:
+            return self._backend.size(pack_key(footer.pack)) == footer.pack_size
+        except ObjectNotFound:
+            return False
+
+    def _fault(self) -> _Fault:
+        """Return why chunks may be in no pack of the snapshot."""
+        if self._faults:
+            return self._faults[0]
+        return str(self.key), DamagedObject("needs chunks that are in none of the packs of its manifest")
+
+    def _unusable(self, ref: ChunkRef, *, is_found: bool) -> DamagedStore:
+        if is_found:
+            return DamagedObject(f"the chunk {ref.chunk.hex()} is listed with two sizes", key=str(self.key))
+        if self._faults:
+            return again(self._faults[0][1])
+        return MissingObject(
+            f"the chunk {ref.chunk.hex()} is in none of the packs of the snapshot {self.key.transaction.hex()}"
+        )
+
+    def fetch(self, request: Request, *, lost: Lost | None = None) -> Iterator[tuple[ChunkRow, Buffer]]:
         """Fetch the chunks of a request; yield each with its plain bytes, which are known to be right.
 
         The bytes are there until the next chunk is asked for, then their memory is used again.
 
+        Args:
+            request: of those that `plan` returned.
+            lost: called for each chunk that is nowhere to be had; by default that is raised.
+
         Raises:
-            DamagedObject: a blob was altered or its pack cut short.
-            MissingObject, SnapshotForgotten: the pack is gone.
+            DamagedObject: a blob was altered or its pack cut short, and there is no copy.
+            MissingObject, SnapshotForgotten: the pack is gone, and there is no copy.
         """
-        try:
-            workspace = self._spare.pop()
-        except IndexError:
-            workspace = _Workspace()
-        try:
-            for part in self._parts(request):
-                yield from self._decoded(part, self._read(part, workspace), workspace.decoder)
-        finally:
-            self._spare.append(workspace)
+        failures: list[Failure] = []
+        yield from self._fetcher.fetch(request, failures)
+        if not failures:
+            return
+        rescue = Rescue(self._fetcher, request.pack, failures)
+        yield from self._rescued(rescue, request.pack)
+        for failure in rescue.failures():
+            if lost is None:
+                raise again(self._told(failure))
+            lost(failure.row.number, self._told(failure))
 
-    def _parts(self, request: Request) -> Iterable[Request]:
-        """Divide a request into those that are made of it."""
-        if not self.near:
-            return (request,)
-        return _requests(((request.pack, row) for row in request.rows), _NEAR_REQUEST)
+    def _told(self, failure: Failure) -> DamagedStore:
+        """Return what to tell of a failure; raise `SnapshotForgotten` if that is why."""
+        if not isinstance(failure.error, ObjectNotFound):
+            return failure.error
+        missing = self._missing(failure.error.key)
+        moved = self._moved.get(failure.error.key)
+        return again(moved.faults[0][1]) if moved and moved.faults else missing
 
-    def _read(self, request: Request, workspace: _Workspace) -> memoryview:
-        """Return the bytes of a request."""
-        inline = self._commit.inline
-        if inline and inline.pack:
-            return memoryview(inline.pack)[request.offset :][: request.size]
-        memory = workspace.memory(request.size)
-        key = pack_key(request.pack)
-        try:
-            self._backend.read_into(key, request.offset, memory)
-        except ObjectNotFound as error:
-            raise self._gone(key) from error
-        return memory
+    def _rescued(self, rescue: Rescue, pack: PackId) -> Iterator[tuple[ChunkRow, Buffer]]:
+        """Yield what can be had elsewhere of chunks that are not to be had from that pack."""
+        yield from self._through_moves(rescue)
+        if not rescue.wanted.keys() - self._lost:
+            return
+        error = self._told(next(rescue.failures()))
+        for footer in chain(self._footers(self.manifest().packs, []), indexed_everywhere(self._backend)):
+            before = len(rescue.wanted)
+            yield from rescue.fetch_from(footer)
+            yield from self._through_moves(rescue)
+            if len(rescue.wanted) < before:
+                self._warn(pack_key(pack), error, footer.pack)
+            if not rescue.wanted:
+                return
+        self._lost |= rescue.wanted.keys()
 
-    def _decoded(self, request: Request, data: memoryview, decoder: Decoder) -> Iterator[tuple[ChunkRow, Buffer]]:
-        last: bytes = b""
-        plain: Buffer = b""
-        for row in request.rows:
-            if row.chunk != last:
-                blob = data[row.offset - request.offset :][: row.stored_size]
-                try:
-                    plain = _plain(blob, row, decoder)
-                except DamagedStore as error:
-                    key = str(self.key) if self._commit.inline else pack_key(request.pack)
-                    raise DamagedObject(f"chunk {row.chunk.hex()}: {error}", key=key) from error
-                last = row.chunk
-            yield row, plain
+    def _through_moves(self, rescue: Rescue) -> Iterator[tuple[ChunkRow, Buffer]]:
+        """Yield what can be had of packs that are gone from where they were moved."""
+        while rescue.gone and rescue.wanted:
+            pack = rescue.gone.pop()
+            key = pack_key(pack)
+            if key not in self._moved:
+                self._moved[key] = follow_moves(self._backend, [pack])
+            for footer in self._moved[key].footers:
+                yield from rescue.fetch_from(footer)
+
+    def _warn(self, key: str, error: DamagedStore, copy: PackId) -> None:
+        """Tell once of each object that it is damaged."""
+        with self._lock:
+            is_new = key not in self._noticed
+            self._noticed.add(key)
+        if is_new:
+            reason = error.reason if isinstance(error, DamagedObject) else str(error)
+            self.notice(Notice(key, f"{reason}; a copy was read from {pack_key(copy)}. Run 'verify'"))
 
     def chunks(self, refs: Iterable[ChunkRef]) -> Iterator[bytes]:
         """Yield the plain bytes of these chunks, in their order."""
@@ -341,6 +404,10 @@ class SnapshotReader:
             raise DamagedObject(error.reason, key=error.key or str(self.key)) from error
 
 
+def _nobody(_: Notice) -> None:
+    """Take no notice."""
+
+
 def _refs_across(pieces: Iterable[Buffer]) -> Iterator[ChunkRef]:
     """Yield the refs of a list that was cut anywhere."""
     rest = b""
@@ -350,14 +417,6 @@ def _refs_across(pieces: Iterable[Buffer]) -> Iterator[ChunkRef]:
         rest = data[whole:]
         yield from decode_refs(data[:whole])
     yield from decode_refs(rest)
-
-
-def _plain(blob: memoryview, row: ChunkRow, decoder: Decoder) -> Buffer:
-    """Return the plain bytes of a blob if they are those of the row."""
-    plain = decoder.decode(blob, row.plain_size)
-    if chunk_id(plain) != row.chunk or blob_check(blob[0], blob[1:]) != row.check:
-        raise DamagedObject("its bytes are not those that were stored")
-    return plain
 
 
 def _batches(refs: Iterable[ChunkRef]) -> Iterator[list[ChunkRef]]:
@@ -372,20 +431,3 @@ def _batches(refs: Iterable[ChunkRef]) -> Iterator[list[ChunkRef]]:
         size += ref.size
     if batch:
         yield batch
-
-
-def _requests(rows: Iterable[tuple[PackId, ChunkRow]], limit: int = MAX_REQUEST) -> Iterator[Request]:
-    """Merge rows, ordered by pack and offset, into requests of at most `limit` bytes, unless for a single blob."""
-    pack, start, end = PackId(b""), 0, 0
-    gathered: list[ChunkRow] = []
-    for row_pack, row in rows:
-        row_end = row.offset + row.stored_size
-        if gathered and (row_pack != pack or row.offset > end + MAX_GAP or row_end - start > limit):
-            yield Request(pack, start, end - start, gathered)
-            gathered = []
-        if not gathered:
-            pack, start, end = row_pack, row.offset, row.offset
-        gathered.append(row)
-        end = max(end, row_end)
-    if gathered:
-        yield Request(pack, start, end - start, gathered)

@@ -79,6 +79,7 @@ class Kind(bytes, Enum):
     MANIFEST = b"M"
     COMMIT = b"C"
     MARK = b"K"
+    MOVE = b"V"
     POINTER = b"R"
 
 

@@ -18,10 +18,12 @@ from typing import NamedTuple
 from cas_checkpoint.backends.descriptors import fill
 from cas_checkpoint.buffers import anonymous_memory
 from cas_checkpoint.codecs import MAX_CHUNK_SIZE
+from cas_checkpoint.directories import join_place
+from cas_checkpoint.errors import DamagedStore
 from cas_checkpoint.ids import Buffer, chunk_id
 from cas_checkpoint.manifests import ChunkRef, Content, Entry, EntryType
 from cas_checkpoint.monitor import Monitor, Notice
-from cas_checkpoint.reading import Request, SnapshotReader
+from cas_checkpoint.reading import Lost, Request, SnapshotReader
 from cas_checkpoint.selections import Selection
 from cas_checkpoint.targets import StagedFile, Target
 
@@ -43,6 +45,8 @@ class RestoreResult(NamedTuple):
         files_unchanged: those of them whose content was there already.
         bytes_written: plain bytes written.
         notices: what could not be done in full.
+        lost: paths in the snapshot of files, and of hard links to them, that were left out because they are damaged.
+        snapshot: the id of the snapshot that was restored.
     """
 
     path: Path
@@ -50,6 +54,8 @@ class RestoreResult(NamedTuple):
     files_unchanged: int
     bytes_written: int
     notices: tuple[Notice, ...]
+    lost: tuple[str, ...]
+    snapshot: str
 
 
 def restore(
@@ -59,24 +65,57 @@ def restore(
     paths: Sequence[bytes] | None = None,
     exact: bool = False,
     owner: bool = False,
+    skip: bool = False,
     workers: int,
     monitor: Monitor,
 ) -> RestoreResult:
-    """Write a snapshot, or the parts of it under `paths`, into the directory `target`; see `Store.restore`."""
-    selection = Selection(reader, paths)
-    notices: list[Notice] = []
+    """Write a snapshot, or the parts of it under `paths`, into the directory `target`; see `Store.restore`.
 
-    def notice(item: Notice) -> None:
-        notices.append(item)
-        monitor.warning(item)
-
-    with Target(target, owner=owner, exact=exact, notice=notice) as place:
-        job = _Job(reader, place, workers=workers, monitor=monitor)
+    With `skip`, files that are damaged in the store are left out.
+    """
+    report = _Report(os.fsdecode(target), monitor)
+    reader.notice = report.notice
+    selection = _select(reader, paths, skip=skip)
+    with Target(target, owner=owner, exact=exact, notice=report.notice) as place:
+        job = _Job(reader, place, skip=skip, workers=workers, report=report)
         job.run(selection)
         if exact:
             place.remove_others({entry.path for entry in selection.entries()})
         place.finish_directories(selection.directories)
-    return RestoreResult(Path(target), job.files, job.files_unchanged, job.bytes_written, tuple(notices))
+    return RestoreResult(
+        Path(target),
+        job.files,
+        job.files_unchanged,
+        job.bytes_written,
+        tuple(report.notices),
+        tuple(sorted(os.fsdecode(path) for path in job.lost)),
+        reader.key.transaction.hex(),
+    )
+
+
+def _select(reader: SnapshotReader, paths: Sequence[bytes] | None, *, skip: bool) -> Selection:
+    try:
+        return Selection(reader, paths)
+    except DamagedStore as error:
+        if not skip:
+            raise
+        raise DamagedStore(
+            f"the list of what the snapshot holds is damaged, so nothing can be restored: {error}"
+        ) from error
+
+
+class _Report:
+    """What a restore into `place` tells, from any thread."""
+
+    def __init__(self, place: str, monitor: Monitor) -> None:
+        self.place, self.monitor = place, monitor
+        self.notices: list[Notice] = []
+        self._lock = threading.Lock()
+
+    def notice(self, item: Notice) -> None:
+        with self._lock:
+            self.notices.append(item)
+            self.monitor.warning(item)
 
 
 class _File:
@@ -86,12 +125,13 @@ class _File:
         entry: what it is to become.
         chunks: how many chunks were asked for.
         complete: whether these are all.
+        lost: whether one of them is nowhere to be had.
     """
 
-    __slots__ = ("_lock", "_staged", "_target", "_written", "chunks", "complete", "entry")
+    __slots__ = ("_lock", "_staged", "_target", "_written", "chunks", "complete", "entry", "lost")
 
     def __init__(self, entry: Entry, target: Target) -> None:
-        self.entry, self.chunks, self.complete = entry, 0, False
+        self.entry, self.chunks, self.complete, self.lost = entry, 0, False, False
         self._target = target
         self._lock = threading.Lock()
         self._staged: StagedFile | None = None
@@ -103,9 +143,13 @@ class _File:
         if self.complete and self.chunks == 1:
             self._target.put(self.entry, pieces)
             return True
-        staged = self._stage()
         # Of several writers to one file all but one have to wait: here that costs less than in the system.
         with self._lock:
+            if self.lost:
+                return False
+            if self._staged is None:
+                self._staged = self._target.stage(self.entry)
+            staged = self._staged
             for at, piece in pieces:
                 staged.write(at, piece)
             self._written += 1
@@ -114,11 +158,14 @@ class _File:
             self._target.place(staged, self.entry)
         return whole
 
-    def _stage(self) -> StagedFile:
+    def lose(self) -> bool:
+        """Give the file up, which never appears then; tell whether it was not given up before."""
         with self._lock:
-            if self._staged is None:
-                self._staged = self._target.stage(self.entry)
-            return self._staged
+            is_first, self.lost = not self.lost, True
+            if self._staged is not None:
+                self._staged.discard()
+                self._staged = None
+            return is_first
 
 
 def _placed(
@@ -140,6 +187,9 @@ class _Window:
     """Chunks that are fetched together, and where each belongs."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.refs: list[ChunkRef] = []
         self.places: list[tuple[_File, int]] = []  # for each, the file and the offset in its content
 
@@ -152,14 +202,24 @@ class _Window:
 class _Job:
     """One restore: everything between the list of entries and the finished tree."""
 
-    def __init__(self, reader: SnapshotReader, target: Target, *, workers: int, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        reader: SnapshotReader,
+        target: Target,
+        *,
+        skip: bool,
+        workers: int,
+        report: _Report,
+    ) -> None:
         self.files = self.files_unchanged = self.bytes_written = 0
-        self._reader, self._target, self._monitor = reader, target, monitor
+        self.lost: set[bytes] = set()
+        self._reader, self._target, self._report = reader, target, report
+        self._skip = skip
         self._workers = max(1, workers)
         self._spare: list[memoryview] = []  # memory to compare in
 
     def run(self, selection: Selection) -> None:
-        self._monitor.total(selection.size)
+        self._report.monitor.total(selection.size)
         for entry in selection.directories:
             self._target.make_directory(entry.path)
         with ThreadPoolExecutor(self._workers, "cas-checkpoint-restore") as pool:
@@ -171,6 +231,8 @@ class _Job:
         for entry in selection.links:
             if entry.type is EntryType.SYMLINK:
                 self._target.make_symlink(entry)
+            elif entry.target in self.lost:
+                self._lose(entry, f"is a link to {os.fsdecode(entry.target)!r}")
             else:
                 self._target.make_hardlink(entry)
 
@@ -178,38 +240,64 @@ class _Job:
         window = _Window()
         for entry in entries:
             self.files += 1
-            content = entry.content or _NOTHING
-            if self._is_there(entry, content, pool):
-                self.files_unchanged += 1
-                self._target.apply_metadata(entry)
-            elif not content.size:
-                self._target.put(entry, ())
-            else:
-                file = _File(entry, self._target)
-                for ref, offset in _with_offsets(self._reader.refs(content)):
-                    if len(window.refs) == _WINDOW_CHUNKS:
-                        self._restore_window(window, pool)
-                        window = _Window()
-                    window.add(ref, file, offset)
-                file.complete = True
+            file = _File(entry, self._target)
+            try:
+                self._restore_file(file, window, pool)
+            except DamagedStore as error:
+                if not self._skip:
+                    raise
+                self._give_up(file, error)
         self._restore_window(window, pool)
+        self.files -= len(self.lost)
+
+    def _restore_file(self, file: _File, window: _Window, pool: ThreadPoolExecutor) -> None:
+        """Restore a file if that needs no chunks; else add them to the window, which is restored when it is full."""
+        entry, content = file.entry, file.entry.content or _NOTHING
+        if self._is_there(entry, content, pool):
+            self.files_unchanged += 1
+            self._target.apply_metadata(entry)
+        elif not content.size:
+            self._target.put(entry, ())
+        else:
+            for ref, offset in _with_offsets(self._reader.refs(content)):
+                if len(window.refs) == _WINDOW_CHUNKS:
+                    self._restore_window(window, pool)
+                    window.clear()
+                if file.lost:
+                    return
+                window.add(ref, file, offset)
+            file.complete = True
+
+    def _give_up(self, file: _File, error: DamagedStore) -> None:
+        """Leave a file out that is damaged in the store."""
+        if file.lose():
+            self._lose(file.entry, str(error))
+
+    def _lose(self, entry: Entry, reason: str) -> None:
+        self.lost.add(entry.path)
+        self._report.notice(Notice(join_place(self._report.place, entry.path), f"left out: {reason}"))
 
     def _restore_window(self, window: _Window, pool: ThreadPoolExecutor) -> None:
         running: deque[Future[int]] = deque()
-        for request in self._reader.plan(window.refs):
+        lost = self._teller(window.places)
+        for request in self._reader.plan(window.refs, lost=lost):
             if self._reader.near and request.size < len(request.rows) * _SMALL_CHUNK:
-                self._count(self._fetch(request, window.places))
+                self._count(self._fetch(request, window.places, lost))
                 continue
-            running.append(pool.submit(self._fetch, request, window.places))
+            running.append(pool.submit(self._fetch, request, window.places, lost))
             while len(running) > self._workers:
                 self._count(running.popleft().result())
         while running:
             self._count(running.popleft().result())
 
-    def _fetch(self, request: Request, places: Sequence[tuple[_File, int]]) -> int:
+    def _teller(self, places: Sequence[tuple[_File, int]]) -> Lost | None:
+        """Return what to call for chunks that are nowhere to be had; None where that is an error."""
+        return (lambda number, error: self._give_up(places[number][0], error)) if self._skip else None
+
+    def _fetch(self, request: Request, places: Sequence[tuple[_File, int]], lost: Lost | None) -> int:
         """Write the chunks of a request where they belong; return the bytes of the files that are whole with that."""
         size = 0
-        for row, plain in self._reader.fetch(request):
+        for row, plain in self._reader.fetch(request, lost=lost):
             file, offset = places[row.number]
             if file.add(offset, plain) and file.entry.content:
                 size += file.entry.content.size
@@ -217,7 +305,7 @@ class _Job:
 
     def _count(self, size: int) -> None:
         self.bytes_written += size
-        self._monitor.wrote(size)
+        self._report.monitor.wrote(size)
 
     def _is_there(self, entry: Entry, content: Content, pool: ThreadPoolExecutor) -> bool:
         """Tell whether the target holds a file of that path with that very content."""

@@ -65,8 +65,10 @@ from cas_checkpoint.transactions import (
     commit,
     condemned_packs,
     list_commits,
+    list_moves,
     next_sequence,
     random_id,
+    read_commit,
     read_header,
 )
 
@@ -76,6 +78,7 @@ OnError = Literal["fail", "skip"]
 
 _MAX_ATTEMPTS = 5
 _KEPT_CHUNKS = 4096  # looked up at once
+_SAVE_ID_SIZE = 8  # bytes of the ids of all packs of one transaction that are the same
 
 
 class SaveOptions(NamedTuple):
@@ -106,7 +109,7 @@ class Saver:
         header: Header,
         options: SaveOptions,
         *,
-        knowledge: Callable[[frozenset[PackId]], Knowledge],
+        knowledge: Callable[[CommitKey | None, frozenset[PackId]], Knowledge],
         onto: SnapshotReader | None = None,
         monitor: Monitor,
     ) -> None:
@@ -116,13 +119,15 @@ class Saver:
             backend: the store's backend.
             header: the store's header.
             options: how to save.
-            knowledge: gives what is known to be in the store, without the given packs; not called for a small snapshot.
+            knowledge: gives what is known to be in the store, told the latest commit of the series and packs not to
+                rely on; not called for a small snapshot.
             onto: a snapshot whose entries are kept where the source has none of that path.
             monitor: told of progress and warnings.
         """
         self.backend, self.header, self.options = backend, header, options
         self.knowledge, self.onto, self.monitor = knowledge, onto, monitor
         self.notices: list[Notice] = []
+        self.latest: CommitKey | None = None
 
     def run(self, source: Source) -> Commit:
         """Save `source`; return the commit once the snapshot exists.
@@ -137,17 +142,17 @@ class Saver:
         if not earlier:
             self._check_store()
         sequence = next_sequence(earlier)
+        self.latest = max(earlier, key=lambda key: (key.sequence, key.transaction), default=None)
         cache = self._cache_path(walker) if is_rereadable(source) else None
-        comparison = self._comparison(earlier, cache) if walker.places() else None
+        comparison = self._comparison(cache) if walker.places() else None
         condemned: frozenset[PackId] = frozenset()
         for _ in range(_MAX_ATTEMPTS):
             self.notices.clear()
             key = CommitKey(self.options.series, sequence, TransactionId(random_id()))
             attempt = _Attempt(self, key, comparison, started=started, now_ns=now_ns, condemned=condemned)
             try:
-                record = attempt.write(walker)
+                record = self._commit(attempt, attempt.write(walker))
                 if record is not None:
-                    commit(self.backend, record)
                     attempt.remember(cache)
                     return record
             except _ParentUnusable:
@@ -161,6 +166,18 @@ class Saver:
                 break
         raise SaveAborted("packs that the save relied on are being collected; no snapshot was made: save again")
 
+    def _commit(self, attempt: _Attempt, record: Commit | None) -> Commit | None:
+        """Commit, as another transaction if a collector gave this one up; None if packs are being collected."""
+        for _ in range(_MAX_ATTEMPTS):
+            if record is None:
+                return None
+            try:
+                commit(self.backend, record)
+                return record
+            except SaveAborted:
+                record = attempt.renew(TransactionId(random_id()))
+        raise SaveAborted("collectors keep giving the save up; no snapshot was made: save again")
+
     def _cache_path(self, walker: Walker) -> Path | None:
         """Return where the files cache of the source is; None if there is to be none."""
         options, places = self.options, walker.places()
@@ -169,13 +186,12 @@ class Saver:
         said = repr((options.series, options.owner, places)).encode()
         return options.caches / self.header.store.hex() / digest((said,)).hex()
 
-    def _comparison(self, earlier: Sequence[CommitKey], cache: Path | None) -> Comparison | None:
+    def _comparison(self, cache: Path | None) -> Comparison | None:
         """Return what to compare the source with."""
         if self.onto is not None:
             return None
         known = FilesCache.load(cache, self.options.series) if cache is not None else None
-        latest = max(earlier, key=lambda key: (key.sequence, key.transaction), default=None)
-        return Comparison(self.backend, self.header.store, known, latest)
+        return Comparison(self.backend, self.header.store, known, self.latest)
 
     def _check_store(self) -> None:
         """Make sure that the store was not removed since it was opened: nobody would find the snapshot again."""
@@ -237,6 +253,7 @@ class _Attempt:
         self._knowledge: Knowledge | None = None
         self._packs: list[PackId] = []
         self._indexed = False
+        self._named: tuple[Content, tuple[PackRef, ...], int] = (Content(0, 0, b""), (), 0)  # in the manifest
         self._buffers = ReadBuffers(buffer_size(saver.header, saver.options.workers))
         self._streams = StreamReader(saver.header, self._buffers, self._packing)
         self._metadata_cutter = Cutter(saver.header.metadata_chunker)
@@ -251,7 +268,7 @@ class _Attempt:
         """Write everything but the commit; return the commit to make, None if packs that were relied on are going."""
         try:
             self._read(walker)
-            if self._known is not None and self._same == self._known.size:
+            if self._known is not None and self._same == self._known.size and not self._is_moved():
                 return self._unchanged_commit(self._known)
             self._diverge()
             self._rely_on_kept()
@@ -281,7 +298,7 @@ class _Attempt:
         if self._packer is None:
             saver = self._saver
             if not small:
-                self._knowledge = saver.knowledge(self.condemned)
+                self._knowledge = saver.knowledge(saver.latest, self.condemned)
             self._packer = Packer(
                 self._backend,
                 self._knowledge,
@@ -294,12 +311,27 @@ class _Attempt:
         return self._packer
 
     def _new_pack(self) -> PackId:
-        self._packs.append(PackId(random_id()))
+        self._packs.append(PackId(self._key.transaction[:_SAVE_ID_SIZE] + random_id()[_SAVE_ID_SIZE:]))
         return self._packs[-1]
 
     def _inline_commit(self, entries: Content, pack: bytes) -> Commit:
         manifest = self._manifest(entries, (), base=0)
         return self._commit(manifest, Inline(manifest, pack))
+
+    def _is_moved(self) -> bool:
+        """Tell whether a pack of the parent was moved, or soon will be: only its manifest may name that one.
+
+        In the end the parent must be there still: moves go when nobody needs them any more.
+        """
+        parent = self._parent()
+        try:
+            packs = {ref.pack for ref in parent.reader.manifest().packs}
+            is_moved = any(key.pack in packs for key in list_moves(self._backend))
+            if read_commit(self._backend, parent.record.key, parent.record.store).state is not State.COMMITTED:
+                raise _ParentUnusable
+        except CasCheckpointError as error:
+            raise _ParentUnusable from error
+        return is_moved
 
     def _unchanged_commit(self, known: FilesCache) -> Commit | None:
         """Make another snapshot of what the parent holds; None if its packs are being collected."""
@@ -311,9 +343,8 @@ class _Attempt:
         stats = parent.record.stats
         self._counts |= {name: getattr(stats, name) for name in ("files", "entries", "logical_size", "chunks")}
         self._counts["bytes_reused"] = stats.bytes_new + stats.bytes_reused
-        manifest = self._manifest(before.entries, before.packs, base=parent.base)
         self._known = known.renamed(self._key)
-        return self._checked_commit(manifest, parent.base, frozenset(ref.pack for ref in before.packs))
+        return self._checked_commit(before.entries, before.packs, parent.base)
 
     def _packed_commit(
         self, entries: Content, packer: Packer, old: frozenset[PackId], knowledge: Knowledge
@@ -330,13 +361,23 @@ class _Attempt:
             self._put(index_key(transaction), encode_index(transaction, knowledge.now, packer.footers))
             knowledge.add(transaction, knowledge.now, packer.footers)
         self._known = self._rows.finish(self._key)
-        return self._checked_commit(self._manifest(entries, tuple(refs), base=base), base, old)
+        return self._checked_commit(entries, tuple(refs), base)
 
-    def _checked_commit(self, manifest: bytes, base: int, old: frozenset[PackId]) -> Commit | None:
-        """Write the manifest, then look at the marks; None if packs that were relied on are being collected."""
+    def renew(self, transaction: TransactionId) -> Commit | None:
+        """Begin again at the manifest, as another transaction; None if packs are being collected."""
+        self._backend.delete(manifest_key(self._key.transaction))
+        self._key = self._key._replace(transaction=transaction)
+        if self._known is not None:
+            self._known = self._known.renamed(self._key)
+        return self._checked_commit(*self._named)
+
+    def _checked_commit(self, entries: Content, refs: tuple[PackRef, ...], base: int) -> Commit | None:
+        """Write the manifest, then look at the marks; None if any of its packs, old or new, is being collected."""
+        self._named = (entries, refs, base)
         key = manifest_key(self._key.transaction)
+        manifest = self._manifest(entries, refs, base=base)
         self._put(key, manifest)
-        condemned = condemned_packs(self._backend, base, old)
+        condemned = condemned_packs(self._backend, base, (ref.pack for ref in refs))
         if condemned:
             self.condemned |= condemned
             self._backend.delete(key)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from cas_checkpoint.backends import Backend, LocalBackend, open_backend, probe_put_if_absent
+from cas_checkpoint.checkedpacks import CheckedPacks
 from cas_checkpoint.codecs import DEFAULT_LEVEL
+from cas_checkpoint.collecting import CollectReport, Garbage, collect
 from cas_checkpoint.commits import MAX_MESSAGE_SIZE, Commit, CommitKey, State, check_series
 from cas_checkpoint.errors import (
     AmbiguousReference,
@@ -24,19 +27,23 @@ from cas_checkpoint.errors import (
     SnapshotNotFound,
     StoreNotFound,
 )
+from cas_checkpoint.fallbacks import restore_intact
 from cas_checkpoint.filescache import cache_directory
+from cas_checkpoint.forgetting import forget_superseded
 from cas_checkpoint.headers import HEADER_KEY, Header, check_features
 from cas_checkpoint.ids import PackId, StoreId, TransactionId, is_hex_id
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.manifests import PackRef
-from cas_checkpoint.monitor import Monitor
+from cas_checkpoint.monitor import Monitor, Notice
+from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.records import MAX_ITEMS
+from cas_checkpoint.repairing import RepairReport, repair
 from cas_checkpoint.restoring import RestoreResult, restore
 from cas_checkpoint.saving import OnError, SaveOptions, Saver
 from cas_checkpoint.snapshots import PathArgument, Snapshot, entry_path
 from cas_checkpoint.sources import Source
-from cas_checkpoint.transactions import list_commits, list_marks, random_id, read_commit, read_header
-from cas_checkpoint.verifying import VerifyReport, verify
+from cas_checkpoint.transactions import forget, list_commits, list_marks, random_id, read_commit, read_header
+from cas_checkpoint.verifying import Depth, Sample, VerifyReport, verify
 
 __all__ = ["Store", "StoreInfo"]
 
@@ -83,6 +90,7 @@ class Store:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._knowledge: Knowledge | None = None
+        self._garbage = Garbage(self._backend, self._header)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in ("_backend", "_header", "_workers", "_level")}
@@ -109,7 +117,7 @@ class Store:
     @classmethod
     def open(
         cls,
-        url: str | os.PathLike[str],
+        url: str | os.PathLike[str] | Backend,
         *,
         create: bool = False,
         durable: bool = True,
@@ -120,7 +128,7 @@ class Store:
         """Open the store at `url`.
 
         Args:
-            url: a local path, or any URL that fsspec knows.
+            url: a local path, any URL that fsspec knows, or a backend of your own.
             create: make the store if there is none.
             durable: on local disk, wait for the disk at every object; switch off for scratch data only.
             workers: threads for hashing, compression and reading; by default one for each usable core.
@@ -135,7 +143,10 @@ class Store:
             StorageError: the file system refused something.
         """
         workers = _usable_cores() if workers is None else _integer("workers", workers, 1, 1024)
-        backend = open_backend(url, durable=durable, storage_options=storage_options)
+        if isinstance(url, Backend):
+            backend = url
+        else:
+            backend = open_backend(url, durable=durable, storage_options=storage_options)
         header = _read_header(backend)
         if header is None:
             if not create:
@@ -159,6 +170,7 @@ class Store:
         owner: bool = False,
         files_cache: bool = True,
         onto: Snapshot | None = None,
+        keep: int | None = None,
         monitor: Monitor | None = None,
     ) -> Snapshot:
         """Save `source` as the next snapshot of a series.
@@ -178,6 +190,8 @@ class Store:
             files_cache: do not read files whose size, times and inode are those of the last save of the same source,
                 as a cache on this machine has them (in CAS_CHECKPOINT_CACHE, or the user's directory for caches).
             onto: keep that snapshot's entries where `source` has none of the path.
+            keep: after the commit forget all snapshots of the series but so many of the newest; when much of what these
+                needed can be freed, that is done in the background.
             monitor: told of progress and warnings.
 
         Returns:
@@ -203,6 +217,7 @@ class Store:
             self._workers,
             cache_directory() if files_cache else None,
         )
+        keep = None if keep is None else _integer("keep", keep, 1, 2**31)
         if onto is not None and not isinstance(onto, Snapshot):
             raise InvalidArgumentType(f"onto must be a Snapshot, not {onto!r}; get it with Store.snapshot")
         check_features(self._header, "write")
@@ -211,14 +226,24 @@ class Store:
             self._backend,
             self._header,
             options,
-            knowledge=lambda condemned: self._learn(options.series, condemned),
+            knowledge=self._learn,
             onto=onto.reader() if onto is not None else None,
             monitor=monitor or Monitor(),
         )
         record = saver.run(source)
         if self._knowledge is not None:
             self._knowledge.tidy(self._backend)
+        if keep is not None:
+            self._keep(options.series, keep, monitor or Monitor())
         return Snapshot(self._backend, record, warnings=tuple(saver.notices))
+
+    def _keep(self, series: str, keep: int, monitor: Monitor) -> None:
+        """Forget what is superseded; collect if that may be much. The save is done: nothing of this makes it fail."""
+        try:
+            superseded = forget_superseded(self._backend, self._header.store, series, keep)
+            self._garbage.add(sum(record.stats.bytes_new for record in superseded), monitor)
+        except CasCheckpointError as error:
+            monitor.warning(Notice("", f"older snapshots of {series!r} were not forgotten: {error}"))
 
     def _check_outside(self, source: Source) -> None:
         """Refuse to save a directory that holds the store itself."""
@@ -234,7 +259,7 @@ class Store:
                 if os.path.commonpath([root, place]) == place:
                     raise InvalidArgument(f"the store {root} lies within {place}, which is to be saved; move it out")
 
-    def _learn(self, series: str, condemned: frozenset[PackId]) -> Knowledge:
+    def _learn(self, latest: CommitKey | None, condemned: frozenset[PackId]) -> Knowledge:
         """Return what is known to be in the store, read as far as it is new."""
         if self._process != os.getpid():
             self._reset()
@@ -243,14 +268,16 @@ class Store:
             known = self._knowledge
             if known is None or known.now != now or known.full or condemned:
                 known = self._knowledge = Knowledge(now, limit=_INDEX_LIMIT, without=condemned)
-            known.learn(self._backend, parent=lambda: self._packs_of_latest(series), newest=self._newest)
+            known.learn(self._backend, parent=lambda: self._packs_of(latest), newest=self._newest)
             return known
 
-    def _packs_of_latest(self, series: str) -> tuple[PackRef, ...]:
-        """Return the packs that the latest snapshot of a series needs, which are learned first."""
+    def _packs_of(self, latest: CommitKey | None) -> tuple[PackRef, ...]:
+        """Return the packs that the latest snapshot of the series needs, which are learned first."""
         try:
-            parent = self.latest(series)
-            return () if parent is None else parent.reader().manifest().packs
+            if latest is None:
+                return ()
+            record = read_commit(self._backend, latest, self._header.store)
+            return SnapshotReader(self._backend, record).manifest().packs if record.state is State.COMMITTED else ()
         except CasCheckpointError:  # only an order of preference; what is damaged is told when it is needed
             return ()
 
@@ -371,6 +398,8 @@ class Store:
         paths: Sequence[PathArgument] | None = None,
         exact: bool = False,
         owner: bool = False,
+        damaged: Literal["fail", "skip"] = "fail",
+        fallback: Literal["previous"] | None = None,
         monitor: Monitor | None = None,
     ) -> RestoreResult:
         """Write a snapshot into the directory `target`, which is created if it is not there.
@@ -384,6 +413,12 @@ class Store:
             paths: restore only what lies at or below these paths of the snapshot.
             exact: also remove what the snapshot does not have, and replace directories that are in the way of files.
             owner: also set owners and groups, where they were recorded.
+            damaged: what to do about a file that needs something which is lost: "fail" stops there; "skip" leaves it
+                out, leaves what has its name in the target as it is, and names it in `RestoreResult.lost`. Where the
+                store holds another copy, nothing is lost.
+            fallback: "previous" restores, if the snapshot is damaged, the next older one of its series that is not,
+                with a warning; never a mixture of both. If the target holds something already and is not to be
+                `exact`, everything is read once before anything is written.
             monitor: told of progress and warnings.
 
         Raises:
@@ -398,26 +433,191 @@ class Store:
             raise InvalidArgumentType("paths must be a sequence of paths, not a single one")
         if not isinstance(target, (str, os.PathLike)):
             raise InvalidArgumentType(f"target must be a path as text, not {target!r}")
+        if damaged not in ("fail", "skip"):
+            raise InvalidArgument(f'damaged must be "fail" or "skip", not {damaged!r}')
+        if fallback not in (None, "previous") or (fallback and damaged == "skip"):
+            raise InvalidArgument(
+                f'fallback must be "previous" or None, and None with damaged="skip", not {fallback!r}'
+            )
+        selected = None if paths is None else [entry_path(path) for path in paths]
+        monitor = monitor or Monitor()
+        if fallback:
+            candidates = self._and_older(ref)
+            result = restore_intact(
+                candidates,
+                lambda key: candidates[key] or self._reader_at(key),
+                target,
+                paths=selected,
+                exact=exact,
+                owner=owner,
+                workers=self._workers,
+                monitor=monitor,
+            )
+            if result is not None:
+                return result
         return restore(
             self.snapshot(ref).reader(),
             target,
-            paths=None if paths is None else [entry_path(path) for path in paths],
+            paths=selected,
             exact=exact,
             owner=owner,
+            skip=damaged == "skip",
+            workers=self._workers,
+            monitor=monitor,
+        )
+
+    def _and_older(self, ref: str | Snapshot) -> dict[CommitKey, SnapshotReader | None]:
+        """Return the commit of a snapshot and those before it in its series, newest first, with the first one's reader.
+
+        For `latest` there is no reader: its commit may be damaged.
+        """
+        series, at, which = ref.rpartition("@") if isinstance(ref, str) else ("", "", "")
+        if which == "latest":
+            keys = list_commits(self._backend, check_series(series if at else "default"))
+            return dict.fromkeys(sorted(keys, key=_newest_first))
+        reader = self.snapshot(ref).reader()
+        keys = list_commits(self._backend, reader.key.series)
+        older = [key for key in keys if _newest_first(key) > _newest_first(reader.key)]
+        return {reader.key: reader, **dict.fromkeys(sorted(older, key=_newest_first))}
+
+    def _reader_at(self, key: CommitKey) -> SnapshotReader | None:
+        return next((snapshot.reader() for snapshot in self._read_some([key])), None)
+
+    # --- looking after it ---
+
+    def forget(self, refs: str | Snapshot | Iterable[str | Snapshot]) -> list[Snapshot]:
+        """Let snapshots not exist any more. What they alone needed stays in the store until it is collected.
+
+        Args:
+            refs: one or more references, as for `snapshot`; all are looked up before anything is forgotten.
+
+        Returns:
+            The snapshots that were forgotten.
+
+        Raises:
+            SnapshotNotFound: there is no such snapshot; nothing was forgotten.
+        """
+        check_features(self._header, "write")
+        wanted = [refs] if isinstance(refs, (str, Snapshot)) else list(refs)
+        snapshots = list(dict.fromkeys(self.snapshot(ref) for ref in wanted))
+        for snapshot in snapshots:
+            forget(self._backend, snapshot.reader().key)
+        return snapshots
+
+    def settle(self) -> None:
+        """Wait for a collection that runs in the background; see `save`."""
+        self._garbage.wait()
+
+    def forget_older(self, keep: int, *, series: str = "default") -> list[Snapshot]:
+        """Forget all snapshots of a series but so many of the newest, at least one; return what was forgotten."""
+        check_features(self._header, "write")
+        keep = _integer("keep", keep, 1, 2**31)
+        records = forget_superseded(self._backend, self._header.store, check_series(series), keep)
+        return [Snapshot(self._backend, record) for record in records]
+
+    def collect(
+        self,
+        *,
+        grace: float = 0.0,
+        repack: float | None = 0.5,
+        dry_run: bool = False,
+        monitor: Monitor | None = None,
+    ) -> CollectReport:
+        """Delete what no snapshot needs. Safe beside saves, restores and other collections, and wherever it is stopped.
+
+        A save under way whose packs are deleted notices that before its commit, and stores them again: to spare it
+        that work, give a grace period if saves may take place.
+
+        Args:
+            grace: seconds; what a save has written is left alone if any pack of it is younger than this, by the clock
+                of the storage. It must be at least a day where objects cannot be created exclusively (see `info`).
+            repack: a pack of which at least this share is not needed is replaced by a copy of the rest; None to delete
+                only packs of which nothing is needed.
+            dry_run: do nothing, and tell what would be done.
+            monitor: told of progress and warnings.
+
+        Raises:
+            DamagedStore: a manifest is damaged, so that nobody knows what it needs; nothing more is deleted.
+            StorageError: the store's file system refused something; the next collection does what is left.
+        """
+        if repack is not None and not 0 < repack <= 1:
+            raise InvalidArgument(f"repack must be a share above 0 and at most 1, or None, not {repack!r}")
+        if not grace >= 0:
+            raise InvalidArgument(f"grace must be a number of seconds, not {grace!r}")
+        return collect(
+            self._backend,
+            self._header,
+            grace=grace,
+            repack=repack,
+            dry_run=dry_run,
+            now=time.time(),
+            monitor=monitor or Monitor(),
+        )
+
+    def verify(
+        self,
+        *,
+        depth: Depth = "data",
+        sample: float = 0.05,
+        seed: int | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        monitor: Monitor | None = None,
+    ) -> VerifyReport:
+        """Check that every snapshot can be restored, and report what is wrong. Nothing is changed.
+
+        Args:
+            depth: "structure" for all but data: commits, manifests, packs' footers, index, moves, marks; "sample" for
+                the lists of files, and a share of the chunks, besides; "data" for all of it.
+            sample: the share of the chunks that a sample reads, above 0 and at most 1.
+            seed: which ones; the same seed reads the same chunks. By default it is drawn at random.
+            resume: a file where the packs are noted that were found intact. If a verification is interrupted, the next
+                one that is given the same file goes on where it stopped; one that comes to its end removes the file.
+            monitor: told of progress.
+
+        Raises:
+            InvalidArgument: the file is of another store, damaged, or no such file.
+        """
+        if depth not in get_args(Depth):
+            raise InvalidArgument(f"depth must be one of {', '.join(get_args(Depth))}, not {depth!r}")
+        if depth == "sample" and not 0 < sample <= 1:
+            raise InvalidArgument(f"sample must be a share above 0 and at most 1, not {sample!r}")
+        if resume is not None and depth != "data":
+            raise InvalidArgument("only a verification of all data can go on where another one stopped")
+        number = int.from_bytes(random_id(), "big") if seed is None else seed
+        return verify(
+            self._backend,
+            self._header,
+            sample=None if depth == "structure" else Sample(sample if depth == "sample" else 1.0, number),
+            checked=None if resume is None else CheckedPacks(resume, self._header.store),
             workers=self._workers,
             monitor=monitor or Monitor(),
         )
 
-    # --- looking after it ---
+    def repair(
+        self, *, report: VerifyReport | None = None, dry_run: bool = False, monitor: Monitor | None = None
+    ) -> RepairReport:
+        """Take damaged packs out of the store, put what is whole in their place, and rebuild the index.
 
-    def verify(self, *, data: bool = True, monitor: Monitor | None = None) -> VerifyReport:
-        """Check that every snapshot can be restored, and report what is wrong.
+        What is taken out is put aside in the store's `quarantine/`, which nobody reads. Chunks that are lost are found
+        again where anybody has saved the same content since: so save again what is still there, then repair once more.
+        Safe beside saves, restores and collections; it may be stopped anywhere, and run again.
 
         Args:
-            data: read and check all data; otherwise only the structure: commits, manifests, footers, index.
+            report: what a verification of all data found just now; else all data is read first.
+            dry_run: do nothing, and tell what would be done.
             monitor: told of progress.
+
+        Raises:
+            StorageError: the store's file system refused something; the next repair does what is left.
         """
-        return verify(self._backend, self._header, data=data, workers=self._workers, monitor=monitor or Monitor())
+        return repair(
+            self._backend,
+            self._header,
+            report=report,
+            dry_run=dry_run,
+            workers=self._workers,
+            monitor=monitor or Monitor(),
+        )
 
     def info(self) -> StoreInfo:
         """Return what the store consists of."""

@@ -1,12 +1,16 @@
 """Streams of bytes → batches of chunks → contents: reading ahead, cutting, and the lists of large streams.
 
-One thread reads and cuts; `packing` does the rest. Buffers are few and used again.
+One thread reads, and says where each chunk ends; of a large stream workers have found out before what that will
+probably be (`segments`). `packing` does the rest. Buffers are few and used again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from cas_checkpoint.buffers import ReadBuffer, ReadBuffers
 from cas_checkpoint.chunking import Cutter
@@ -14,7 +18,8 @@ from cas_checkpoint.forecasts import Cut, Forecast
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import Buffer, ChunkId
 from cas_checkpoint.manifests import INLINE_REFS, REF_SIZE, Content, encode_ref
-from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Batch, Packer
+from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Batch, Packer, buffers_ahead
+from cas_checkpoint.segments import Segment
 
 __all__ = ["MetadataStream", "Readable", "Stream", "StreamReader", "buffer_size", "store_content"]
 
@@ -26,7 +31,7 @@ _METADATA_BUFFER = 2**20
 
 def buffer_size(header: Header, workers: int) -> int:
     """Return the size of the buffers for a store and a number of workers: no smaller than two chunks, or they stall."""
-    return max(2 * header.chunker.max_size, min(_BUFFER_SIZE, _BUFFERS_SIZE // (workers + 2)))
+    return max(2 * header.chunker.max_size, min(_BUFFER_SIZE, _BUFFERS_SIZE // (workers + 3 + buffers_ahead(workers))))
 
 
 class Readable(Protocol):
@@ -66,24 +71,48 @@ class Stream:
 class _Filling:
     """A buffer being filled with the chunks of one or more streams."""
 
-    def __init__(self, buffer: ReadBuffer) -> None:
+    def __init__(self, buffer: ReadBuffer, *, fill: int = 0) -> None:
         self.buffer = buffer
         self.view = buffer.view
-        self.fill = 0
+        self.fill = fill
         self.spans: list[tuple[int, int]] = []
         self.known: list[ChunkId | None] = []
         self.owners: list[Stream] = []
 
     def add(self, owner: Stream, start: int, cuts: Sequence[Cut]) -> int:
         """Add the chunks of `owner` that begin at `start`; return the last end."""
-        position = start
         for end, known in cuts:
-            self.spans.append((position, start + end))
+            self.spans.append((start, end))
             self.known.append(known)
             self.owners.append(owner)
-            position = start + end
+            start = end
         owner.outstanding += len(cuts)
-        return position
+        return start
+
+
+class _Reading(NamedTuple):
+    """A stream that is being read."""
+
+    source: Readable
+    stream: Stream
+    progress: Callable[[int], None]
+    forecast: Forecast | None
+
+
+class _Ahead(NamedTuple):
+    """A buffer that was filled before it is known where its first chunk begins.
+
+    Attributes:
+        filling: the buffer; there is room in front for what the one before ends with.
+        ended: whether the stream ends in it.
+        segment: what is in it.
+        looked_into: done when the workers have found out what they can.
+    """
+
+    filling: _Filling
+    ended: bool
+    segment: Segment
+    looked_into: Future[object] | None
 
 
 class StreamReader:
@@ -102,6 +131,8 @@ class StreamReader:
         self._buffers = buffers
         self._size = buffers.size
         self._filling = _Filling(buffers.take())
+        self._room = header.chunker.max_size
+        self._in_vain = False  # whether the last buffer was looked into in vain
 
     @property
     def held(self) -> int:
@@ -116,63 +147,111 @@ class StreamReader:
     def read(self, source: Readable, progress: Callable[[int], None], forecast: Forecast | None = None) -> Stream:
         """Read a stream to its end; its chunks come back later, in order (see `Stream.outstanding`)."""
         stream = Stream()
-        start = self._filling.fill
-        while True:
-            ended = self._fill(source, stream, progress)
-            filling = self._filling
-            if forecast is not None and not forecast.over:
-                start = filling.add(
-                    stream, start, forecast.cuts(filling.view[start : filling.fill], self._cutter, final=ended)
-                )
-            if forecast is None or forecast.over:
-                start = filling.add(stream, start, self._cut(filling, start, ended=ended))
-            if ended:
-                break
-            self._pass_on(start)
-            start = 0
+        reading = _Reading(source, stream, progress, forecast)
+        filling, start = self._filling, self._filling.fill
+        ended = self._fill(filling, reading)
+        if ended and stream.size <= self._cutter.parameters.min_size:
+            filling.add(stream, start, [Cut(filling.fill, None)] if stream.size else [])
+        else:
+            segment = Segment(filling.view[: filling.fill], self._cutter)
+            start = filling.add(stream, start, _cuts(segment, start, forecast, final=ended))
+        if not ended:
+            self._read_on(reading, start)
         stream.outstanding -= 1
         if self.held_chunks >= MAX_BATCH_CHUNKS:
             self.flush()
         return stream
 
-    def _fill(self, source: Readable, stream: Stream, progress: Callable[[int], None]) -> bool:
+    def _read_on(self, reading: _Reading, start: int) -> None:
+        """Read the rest of a stream that fills a buffer, and of which the chunks up to `start` are known."""
+        count = max(1, self._packer().ahead)
+        waiting: deque[_Ahead] = deque()
+        ended = False
+        try:
+            while waiting or not ended:
+                while not ended and len(waiting) < count:
+                    before = self._filling.fill - start + sum(one.filling.fill - self._room for one in waiting)
+                    waiting.append(self._read_ahead(reading, before))
+                    ended = waiting[-1].ended
+                start = self._join(reading, waiting.popleft(), start)
+        finally:
+            for one in waiting:
+                self._drop(one.filling, one.looked_into)
+
+    def _read_ahead(self, reading: _Reading, before: int) -> _Ahead:
+        """Fill a buffer, `before` bytes beyond the chunks that are known, and let a worker look into it."""
+        filling = _Filling(self._buffers.take(), fill=self._room)
+        try:
+            ended = self._fill(filling, reading)
+        except BaseException:
+            self._drop(filling)
+            raise
+        packer, forecast = self._packer(), reading.forecast
+        segment = Segment(filling.view[: filling.fill], Cutter(self._cutter.parameters))
+        if not packer.ahead or self._in_vain:
+            return _Ahead(filling, ended, segment, None)
+        skip, guess = (0, None) if forecast is None or forecast.over else forecast.skipped(before)
+        look = partial(_cuts, segment, self._room + skip, guess, final=ended)
+        return _Ahead(filling, ended, segment, packer.run(look))
+
+    def _join(self, reading: _Reading, ahead: _Ahead, start: int) -> int:
+        """Pass the full buffer on and go on in the next, with the bytes not cut yet; return where its chunks end."""
+        if ahead.looked_into is not None:
+            ahead.looked_into.result()
+        found = ahead.segment.known
+        full = self._filling
+        rest = full.fill - start
+        first = self._room - rest
+        ahead.filling.view[first : self._room] = full.view[start : full.fill]
+        self._filling = ahead.filling
+        self._submit(full)
+        start = ahead.filling.add(
+            reading.stream, first, _cuts(ahead.segment, first, reading.forecast, final=ahead.ended)
+        )
+        self._in_vain = 0 < found <= ahead.segment.known - found
+        return start
+
+    def _drop(self, filling: _Filling, looked_into: Future[object] | None = None) -> None:
+        if looked_into is not None:
+            wait([looked_into])
+        self._buffers.drop(filling.buffer)
+
+    def _fill(self, filling: _Filling, reading: _Reading) -> bool:
         """Read until the buffer is full or the stream has ended; tell whether it has."""
-        filling = self._filling
         while filling.fill < self._size:
             room = min(_READ_SIZE, self._size - filling.fill)
-            count = source.readinto(filling.view[filling.fill : filling.fill + room])
+            count = reading.source.readinto(filling.view[filling.fill : filling.fill + room])
             filling.fill += count
-            stream.size += count
-            progress(count)
+            reading.stream.size += count
+            reading.progress(count)
             if count < room:
                 return True
         return False
 
-    def _cut(self, filling: _Filling, start: int, *, ended: bool) -> list[Cut]:
-        size = filling.fill - start
-        if ended and size <= self._cutter.parameters.min_size:
-            return [Cut(size, None)] if size else []
-        return [Cut(end, None) for end in self._cutter.cuts(filling.view[start : filling.fill], final=ended)]
-
     def flush(self) -> None:
         """Give what was read to the packer; only to be called between two streams."""
-        self._pass_on(self._filling.fill)
+        full, self._filling = self._filling, _Filling(self._buffers.take())
+        self._submit(full)
 
-    def _pass_on(self, keep_from: int) -> None:
-        """Give the chunks in the buffer to the packer and go on in another one, with the bytes not cut yet."""
-        full = self._filling
-        packer = self._packer()
-        self._filling = _Filling(self._buffers.take())
-        rest = full.fill - keep_from
-        self._filling.view[:rest] = full.view[keep_from : full.fill]
-        self._filling.fill = rest
+    def _submit(self, full: _Filling) -> None:
         owners, spans = full.owners, full.spans
 
         def done(results: Sequence[tuple[ChunkId, bool]]) -> None:
             for owner, (start, end), (chunk, is_new) in zip(owners, spans, results, strict=True):
                 owner.take(chunk, end - start, is_new=is_new)
 
-        packer.submit(Batch(full.buffer, spans, full.known, done))
+        self._packer().submit(Batch(full.buffer, spans, full.known, done))
+
+
+def _cuts(segment: Segment, start: int, forecast: Forecast | None, *, final: bool) -> list[Cut]:
+    """Return the chunks of a segment from `start` on, as a forecast tells them or by content."""
+    cuts: list[Cut] = []
+    if forecast is not None and not forecast.over:
+        cuts = forecast.cuts(segment, start, final=final)
+        start = cuts[-1].end if cuts else start
+    if forecast is None or forecast.over:
+        cuts += [Cut(end, None) for end in segment.cuts(start, final=final)]
+    return cuts
 
 
 def store_content(packer: Packer, cutter: Cutter, refs: Buffer, size: int) -> Content:

@@ -18,26 +18,47 @@ from cas_checkpoint.commits import (
     Commit,
     CommitKey,
     State,
+    manifest_key,
     parse_commit_key,
     parse_series_key,
     series_prefix,
 )
-from cas_checkpoint.errors import DamagedObject, InvalidArgument, ObjectNotFound, SaveAborted, UnsupportedStore
+from cas_checkpoint.errors import (
+    DamagedObject,
+    InvalidArgument,
+    ObjectNotFound,
+    SaveAborted,
+    StorageError,
+    UnsupportedStore,
+)
 from cas_checkpoint.headers import HEADER_KEY, MAX_HEADER_SIZE, Header
-from cas_checkpoint.ids import RANDOM_ID_SIZE, PackId, StoreId, is_hex_id
+from cas_checkpoint.ids import RANDOM_ID_SIZE, PackId, StoreId, TransactionId, is_hex_id
 from cas_checkpoint.marks import MARKS_PREFIX, MAX_MARK_SIZE, Mark, mark_key, parse_mark_key
+from cas_checkpoint.moves import MAX_MOVE_SIZE, MOVES_PREFIX, Move, MoveKey, parse_move_key
 
 __all__ = [
     "MarkTable",
+    "abort",
+    "close_mark",
     "commit",
     "condemned_packs",
+    "forget",
     "list_commits",
     "list_marks",
+    "list_moves",
+    "list_packs",
     "next_sequence",
+    "publish_mark",
+    "put_move",
     "random_id",
     "read_commit",
     "read_header",
+    "read_mark",
+    "read_moves",
+    "remove_marks",
 ]
+
+_MARK_ATTEMPTS = 1000
 
 
 def random_id() -> bytes:
@@ -107,6 +128,26 @@ def commit(backend: Backend, record: Commit) -> None:
         )
 
 
+def forget(backend: Backend, key: CommitKey) -> None:
+    """Let a snapshot not exist any more: its commit goes first, then its manifest."""
+    backend.delete(str(key))
+    backend.delete(manifest_key(key.transaction))
+
+
+def abort(backend: Backend, key: CommitKey, store: StoreId) -> bool:
+    """Make sure that a transaction is never committed; tell whether it was not, and never will be.
+
+    The record stays for ever: who was given up may wake up after years, and must find it.
+    """
+    record = Commit(State.ABORTED, store, key)
+    if backend.put_if_absent(str(key), record.encode()):
+        return True
+    try:
+        return read_commit(backend, key, store).state is State.ABORTED
+    except ObjectNotFound:  # committed, and forgotten meanwhile
+        return False
+
+
 # --- marks --------------------------------------------------------------------------------------
 
 
@@ -120,6 +161,11 @@ class MarkTable(NamedTuple):
     def base(self) -> int:
         """The date of whatever is learned from now on: lowest open mark - 1, else the latest mark."""
         return self.open[0] - 1 if self.open else max(self.closed, default=0)
+
+    @property
+    def latest(self) -> int:
+        """The number of the latest mark, 0 if there is none."""
+        return max((*self.open, *self.closed), default=0)
 
     def hides_anything_after(self, base: int) -> bool:
         """Tell whether packs known at date `base` may have been deleted by marks that are closed or gone."""
@@ -135,11 +181,19 @@ def list_marks(backend: Backend) -> MarkTable:
     return MarkTable(tuple(sorted(opened)), tuple(sorted(closed)))
 
 
-def condemned_packs(backend: Backend, base: int, packs: Iterable[PackId]) -> frozenset[PackId]:
+def condemned_packs(
+    backend: Backend, base: int, packs: Iterable[PackId], *, own: int | None = None
+) -> frozenset[PackId]:
     """Return those of `packs`, known to exist at date `base`, that a collector condemned or deleted since.
 
     To be called after the manifest that names them was written, and before its commit: then either the
     collector sees the manifest, or this sees the collector's mark.
+
+    Args:
+        backend: the store's backend.
+        base: a date at which all of the packs are known to exist.
+        packs: the packs.
+        own: the number of the caller's own mark, which is passed over.
     """
     wanted = frozenset(packs)
     if not wanted:
@@ -148,16 +202,17 @@ def condemned_packs(backend: Backend, base: int, packs: Iterable[PackId]) -> fro
     condemned: set[PackId] = set()
     look = table.hides_anything_after(base)
     for number in table.open:
-        if number > base:
-            mark = _read_mark(backend, number)
+        if number > base and number != own:
+            mark = read_mark(backend, number)
             condemned |= wanted & mark.packs if mark else frozenset()
             look = look or mark is None
     if look:
-        condemned |= wanted - _existing_packs(backend)
+        condemned |= wanted - list_packs(backend)
     return frozenset(condemned)
 
 
-def _read_mark(backend: Backend, number: int) -> Mark | None:
+def read_mark(backend: Backend, number: int) -> Mark | None:
+    """Read a mark; None if there is none (any more)."""
     key = mark_key(number)
     try:
         return Mark.decode(backend.get(key, max_size=MAX_MARK_SIZE))
@@ -167,6 +222,71 @@ def _read_mark(backend: Backend, number: int) -> Mark | None:
         raise DamagedObject(error.reason, key=key) from error
 
 
-def _existing_packs(backend: Backend) -> frozenset[PackId]:
+def list_packs(backend: Backend) -> frozenset[PackId]:
+    """Return the names of all packs."""
     names = (key.removeprefix("packs/") for key in backend.names("packs/"))
     return frozenset(PackId(bytes.fromhex(name)) for name in names if is_hex_id(name))
+
+
+def publish_mark(backend: Backend, packs: Iterable[PackId]) -> int:
+    """Announce that packs are to be deleted; return the number of the mark, which is the latest when it is there.
+
+    If it is not, then whoever knew the later ones already would not look for it: so it is closed, and another one made.
+    """
+    data = Mark(TransactionId(random_id()), frozenset(packs)).encode()
+    number = list_marks(backend).latest
+    for _ in range(_MARK_ATTEMPTS):
+        number += 1
+        if backend.put_if_absent(mark_key(number), data):
+            latest = list_marks(backend).latest
+            if latest == number:
+                return number
+            close_mark(backend, number)
+            number = latest
+    raise StorageError("no number was left for the mark of a collection: too many others were at work; try again")
+
+
+def close_mark(backend: Backend, number: int) -> None:
+    """Tell that a mark condemns nothing any more; to be called when what it condemns is deleted or spared."""
+    backend.put_if_absent(mark_key(number, closed=True), Mark(TransactionId(random_id()), frozenset()).encode())
+
+
+def remove_marks(backend: Backend, numbers: Iterable[int]) -> None:
+    """Remove closed marks, each before what closes it, so that none seems to be open again."""
+    for number in numbers:
+        backend.delete(mark_key(number))
+        backend.delete(mark_key(number, closed=True))
+
+
+# --- moves --------------------------------------------------------------------------------------
+
+
+def list_moves(backend: Backend, pack: PackId | None = None) -> list[MoveKey]:
+    """Return the keys of all moves, or of those of one pack."""
+    keys = (parse_move_key(name) for name in backend.names(MOVES_PREFIX))
+    return [key for key in keys if key is not None and pack in {None, key.pack}]
+
+
+def put_move(backend: Backend, pack: PackId, targets: Iterable[PackId]) -> int:
+    """Record that chunks of a pack are in others now; return the size of the record in bytes."""
+    move = Move(MoveKey(pack, TransactionId(random_id())), frozenset(targets))
+    data = move.encode()
+    if not backend.put_if_absent(str(move.key), data):
+        raise StorageError(f"somebody else has written {move.key}, whose name was drawn at random just now")
+    return len(data)
+
+
+def read_moves(backend: Backend, keys: Iterable[MoveKey]) -> dict[PackId, frozenset[PackId]]:
+    """Read moves, except those that are gone; return for each pack that is moved where its chunks went."""
+    moves: dict[PackId, frozenset[PackId]] = {}
+    for key in keys:
+        try:
+            move = Move.decode(backend.get(str(key), max_size=MAX_MOVE_SIZE))
+        except ObjectNotFound:
+            continue
+        except DamagedObject as error:
+            raise DamagedObject(error.reason, key=str(key)) from error
+        if move.key != key:
+            raise DamagedObject(f"is the move {move.key}", key=str(key))
+        moves[key.pack] = moves.get(key.pack, frozenset()) | move.targets
+    return moves

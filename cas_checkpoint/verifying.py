@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 from cas_checkpoint.backends import Backend
-from cas_checkpoint.codecs import Decoder, blob_check
-from cas_checkpoint.commits import COMMITS_PREFIX, State, manifest_key, pack_key, parse_commit_key
+from cas_checkpoint.checkedpacks import CheckedPacks
+from cas_checkpoint.codecs import Decoder
+from cas_checkpoint.commits import COMMITS_PREFIX, CommitKey, State, manifest_key, pack_key, parse_commit_key
+from cas_checkpoint.copies import rows_of
+from cas_checkpoint.copying import check_blob, read_blobs
 from cas_checkpoint.errors import (
     CasCheckpointError,
     DamagedObject,
@@ -18,20 +21,48 @@ from cas_checkpoint.errors import (
     SnapshotForgotten,
     UnsupportedStore,
 )
-from cas_checkpoint.footers import read_footer, read_index_footers
+from cas_checkpoint.footers import all_index_footers, read_footer
 from cas_checkpoint.headers import HEADER_KEY, Header
-from cas_checkpoint.ids import ChunkId, PackId, TransactionId, chunk_id, is_hex_id
-from cas_checkpoint.index import ids_array
-from cas_checkpoint.manifests import ChunkRef, Entry, EntryType
+from cas_checkpoint.ids import ChunkId, PackId, TransactionId, digest, is_hex_id
+from cas_checkpoint.index import ChunkIndex
+from cas_checkpoint.lazynumpy import np
+from cas_checkpoint.losses import Doubt, doubts
+from cas_checkpoint.manifests import MAX_MANIFEST_SIZE, Content, Manifest
+from cas_checkpoint.marks import MAX_MARK_SIZE, Mark, parse_mark_key
 from cas_checkpoint.monitor import Monitor
+from cas_checkpoint.moves import MoveKey, closure, parse_move_key
 from cas_checkpoint.packs import PREFIX_SIZE, Footer
-from cas_checkpoint.reading import MAX_REQUEST, SnapshotReader
-from cas_checkpoint.transactions import read_commit, read_header
+from cas_checkpoint.reading import SnapshotReader
+from cas_checkpoint.records import Kind, check_head
+from cas_checkpoint.rows import id_words
+from cas_checkpoint.transactions import list_moves, read_commit, read_header, read_moves
 
-__all__ = ["AffectedPath", "Problem", "VerifyReport", "verify"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
+__all__ = [
+    "QUARANTINE_PREFIX",
+    "AffectedPath",
+    "Depth",
+    "Problem",
+    "Sample",
+    "Stray",
+    "Verification",
+    "VerifyReport",
+    "verify",
+]
 
-_CHUNKS_AT_ONCE = 2**14
+QUARANTINE_PREFIX: Final = "quarantine/"
+"""Where a repair puts what it takes out of the store."""
+
+Depth = Literal["structure", "sample", "data"]
+"""How deep a verification looks: at everything but data, at a share of the chunks as well, or at all of them."""
+
+_TELL_EVERY = 2**20  # bytes read
+_UNREADABLE = (DamagedStore, UnsupportedStore)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class AffectedPath(NamedTuple):
@@ -67,6 +98,8 @@ class VerifyReport(NamedTuple):
         bytes_read: bytes of pack data read; 0 if only the structure was verified.
         garbage_objects: objects that no snapshot needs: left by saves that did not finish, or still under way.
         garbage_size: their size in bytes.
+        quarantined_objects: objects that a repair has put aside.
+        quarantined_size: their size in bytes.
     """
 
     problems: tuple[Problem, ...]
@@ -77,6 +110,8 @@ class VerifyReport(NamedTuple):
     bytes_read: int
     garbage_objects: int
     garbage_size: int
+    quarantined_objects: int = 0
+    quarantined_size: int = 0
 
     @property
     def ok(self) -> bool:
@@ -84,278 +119,594 @@ class VerifyReport(NamedTuple):
         return not self.problems
 
 
-def verify(backend: Backend, header: Header, *, data: bool, workers: int, monitor: Monitor) -> VerifyReport:
-    """Verify a store; see `Store.verify`."""
-    return _Verifier(backend, header, workers=workers, monitor=monitor).run(data=data)
+class Sample(NamedTuple):
+    """Which chunks are read: those whose ids lie in one stretch of all ids, which is as long as the share.
+
+    Attributes:
+        share: of all chunks, above 0 and at most 1.
+        seed: says where the stretch begins.
+    """
+
+    share: float
+    seed: int
+
+    def rows(self, footer: Footer) -> NDArray[np.int64]:
+        """Return the numbers of the rows of a pack that are read."""
+        if self.share >= 1:
+            return np.arange(len(footer.ids))
+        start = np.uint64(int.from_bytes(digest((str(self.seed).encode(),))[:8], "little"))
+        distances = id_words(footer.ids)[0] - start  # modulo 2 to the 64
+        return np.flatnonzero(distances < np.uint64(int(self.share * 2**64)))
 
 
-class _Verifier:
-    def __init__(self, backend: Backend, header: Header, *, workers: int, monitor: Monitor) -> None:
+class Stray(NamedTuple):
+    """A file of which chunks are in none of the snapshot's own packs, but in others of the store.
+
+    Attributes:
+        snapshot: the snapshot's id.
+        path: the file's path, empty for the list of entries.
+        chunks: these chunks.
+    """
+
+    snapshot: str
+    path: str
+    chunks: frozenset[ChunkId]
+
+
+class _Committed(NamedTuple):
+    """A snapshot: its commit, what its stream of entries consists of, and the packs that its manifest names."""
+
+    key: CommitKey
+    entries: Content
+    packs: frozenset[PackId]
+
+
+def verify(
+    backend: Backend,
+    header: Header,
+    *,
+    sample: Sample | None,
+    checked: CheckedPacks | None,
+    workers: int,
+    monitor: Monitor,
+) -> VerifyReport:
+    """Verify a store, its structure only if there is no `sample`; see `Store.verify`."""
+    found = Verification(backend, header, sample=sample, checked=checked, workers=workers, monitor=monitor)
+    found.run()
+    return found.report()
+
+
+class Verification:
+    """One verification. What it found is there for a repair.
+
+    Attributes:
+        problems: everything that is wrong.
+        lost: files whose chunks are intact nowhere in the store.
+        strays: files that can be restored, but not from the snapshot's own packs.
+        committed: the snapshots, by their ids.
+        footers: of the packs that are there, as far as they can be read.
+        copies: footers in index objects of packs whose own ones cannot be read.
+        damaged: packs that are there, and damaged.
+        missing: packs that a manifest or a move names, and that are not there.
+        moves: for each pack that was moved, where it went.
+        holders: for each chunk that is damaged or missing somewhere, the packs that hold it intact.
+        told_files: commits under whose keys it was told that files are lost or strays.
+        bad_moves: moves that are damaged.
+        bad_marks: marks that are damaged, with their numbers, and whether it is what closes one.
+        bad_indexes: index objects that are damaged, or contradict a pack.
+        indexed: packs that other index objects list.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        header: Header,
+        *,
+        sample: Sample | None,
+        checked: CheckedPacks | None = None,
+        only: Collection[PackId] | None = None,
+        workers: int,
+        monitor: Monitor,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            backend: the store's backend.
+            header: its header.
+            sample: which chunks' data to read; None for none.
+            checked: packs whose data need not be read, as it was before; what is found intact is added.
+            only: the packs whose data is read, all by default.
+            workers: threads to read with.
+            monitor: told of progress.
+        """
         self._backend, self._header, self._monitor = backend, header, monitor
+        self._sample, self._checked, self._only = sample, checked, only
         self._workers = max(1, workers)
-        self._problems: list[Problem] = []
-        self._lost: list[AffectedPath] = []
-        self._readers: list[SnapshotReader] = []
-        self._users: dict[PackId, list[str]] = {}
-        self._footers: dict[PackId, Footer] = {}
-        self._copies: dict[PackId, Footer] = {}  # from the index, of packs whose own footers are not to be had
-        self._bytes_read = 0
         self._lock = threading.Lock()
+        self._bytes_read = 0
+        self._listed: dict[str, int] = {}
+        self._obscure: set[str] = set()  # ids of snapshots whose commits are damaged
+        self._kept: set[PackId] = set()  # packs that these need
+        self._bad: set[tuple[PackId, ChunkId]] = set()
+        self._needing: dict[PackId, tuple[str, ...]] = {}
+        self._closed_index: tuple[frozenset[PackId], ChunkIndex] = frozenset(), ChunkIndex()
+        self.problems: list[Problem] = []
+        self.lost: list[AffectedPath] = []
+        self.strays: list[Stray] = []
+        self.committed: dict[str, _Committed] = {}
+        self.footers: dict[PackId, Footer] = {}
+        self.copies: dict[PackId, Footer] = {}
+        self.damaged: set[PackId] = set()
+        self.missing: set[PackId] = set()
+        self.moves: dict[PackId, frozenset[PackId]] = {}
+        self.holders: dict[ChunkId, frozenset[PackId]] = {}
+        self.told_files: set[str] = set()
+        self.bad_moves: list[MoveKey] = []
+        self.bad_marks: list[tuple[int, bool]] = []
+        self.bad_indexes: list[TransactionId] = []
+        self.indexed: set[PackId] = set()
 
-    def run(self, *, data: bool) -> VerifyReport:
-        listed = {info.key: info.size for info in self._backend.list("")}
+    def run(self) -> None:
+        """Do it."""
+        self._listed = {info.key: info.size for info in self._backend.list("")}
         self._check_header()
-        for key in sorted(listed):
-            if key.startswith(COMMITS_PREFIX):
-                self._check_commit(key)
-        self._check_footers()
-        self._check_indexes(listed)
-        if data:
-            bad = self._check_data()
-            for reader in self._readers:
-                self._check_entries(reader, bad)
-        garbage = [size for key, size in listed.items() if self._is_garbage(key)]
+        self._check_commits()
+        self._check_manifests()
+        self._check_marks()
+        self._read_moves()
+        self._check_packs(self._listed_packs() | self._named())
+        self._check_indexes()
+        if self._sample is not None:
+            self._check_all_data(self._sample)
+        self._tell_missing()
+        if self._sample is not None:
+            self._check_files()
+
+    def report(self) -> VerifyReport:
+        """Return what was found."""
+        needed = self.needed()
+        garbage = [size for key, size in self._listed.items() if self._is_garbage(key, needed)]
+        aside = [size for key, size in self._listed.items() if key.startswith(QUARANTINE_PREFIX)]
         return VerifyReport(
-            tuple(self._problems),
-            tuple(self._lost),
-            len(self._readers),
-            len(self._users),
-            sum(len(footer.ids) for footer in self._footers.values()),
+            tuple(self.problems),
+            tuple(self.lost),
+            len(self.committed),
+            len(needed - self.missing),
+            sum(len(footer.ids) for pack, footer in self.footers.items() if pack in needed),
             self._bytes_read,
             len(garbage),
             sum(garbage),
+            len(aside),
+            sum(aside),
         )
 
     def _problem(self, key: str, error: Exception | str, snapshots: Iterable[str] = ()) -> None:
         reason = error.reason if isinstance(error, DamagedObject) else str(error)
-        self._problems.append(Problem(key, reason, tuple(snapshots)))
+        self.problems.append(Problem(key, reason, tuple(snapshots)))
+
+    def _each(self, work: Callable[[Item], Result], items: Collection[Item]) -> Iterator[tuple[Item, Result]]:
+        """Yield items with what came of them, worked on by several threads."""
+        if len(items) <= 1 or self._workers == 1:
+            yield from ((item, work(item)) for item in items)
+            return
+        pool = ThreadPoolExecutor(self._workers, "cas-checkpoint-verify")
+        try:
+            yield from zip(items, pool.map(work, items), strict=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    # --- records ---
 
     def _check_header(self) -> None:
         try:
             if read_header(self._backend) != self._header:
                 self._problem(HEADER_KEY, "is not the header with which the store was opened")
-        except (ObjectNotFound, DamagedStore, UnsupportedStore) as error:
+        except (ObjectNotFound, *_UNREADABLE) as error:
             self._problem(HEADER_KEY, error)
 
-    def _check_commit(self, text: str) -> None:
-        key = parse_commit_key(text)
-        if key is None:
-            self._problem(text, "is not the name of a commit")
-            return
-        snapshot = key.transaction.hex()
+    def _check_commits(self) -> None:
+        keys: list[CommitKey] = []
+        for text in sorted(self._listed):
+            if text.startswith(COMMITS_PREFIX):
+                key = parse_commit_key(text)
+                if key is None:
+                    self._problem(text, "is not the name of a commit")
+                else:
+                    keys.append(key)
+        names: dict[PackId, PackId] = {}  # of each only one is kept in memory
+        for key, found in self._each(self._read_snapshot, keys):
+            if isinstance(found, Problem):
+                self.problems.append(found)
+                self._obscure.update(found.snapshots)
+            elif found is not None:
+                packs = frozenset(names.setdefault(ref.pack, ref.pack) for ref in found.packs)
+                self.committed[key.transaction.hex()] = _Committed(key, found.entries, packs)
+
+    def _read_snapshot(self, key: CommitKey) -> Manifest | Problem | None:
+        """Read a commit and its manifest; None if there is no such snapshot."""
+        snapshots = (key.transaction.hex(),)
+        at = str(key)
         try:
             record = read_commit(self._backend, key, self._header.store)
-        except ObjectNotFound:  # forgotten meanwhile
-            return
-        except (DamagedStore, UnsupportedStore) as error:
-            self._problem(text, error, [snapshot])
-            return
-        if record.state is not State.COMMITTED:
-            return
-        reader = SnapshotReader(self._backend, record, footers=self._footers)
-        try:
-            manifest = reader.manifest()
-        except SnapshotForgotten:
-            return
-        except (DamagedStore, UnsupportedStore) as error:
-            self._problem(text if record.inline else manifest_key(key.transaction), error, [snapshot])
-            return
-        self._readers.append(reader)
-        for ref in manifest.packs:
-            self._users.setdefault(ref.pack, []).append(snapshot)
+            if record.state is not State.COMMITTED:
+                return None
+            at = at if record.inline else manifest_key(key.transaction)
+            return SnapshotReader(self._backend, record).manifest()
+        except (ObjectNotFound, SnapshotForgotten):  # forgotten meanwhile
+            return None
+        except _UNREADABLE as error:
+            return Problem(at, error.reason if isinstance(error, DamagedObject) else str(error), snapshots)
 
-    def _check_footers(self) -> None:
-        with ThreadPoolExecutor(self._workers) as pool:
-            for pack, result in zip(self._users, pool.map(self._check_footer, self._users), strict=True):
-                if isinstance(result, Footer):
-                    self._footers[pack] = result
-                else:
-                    self._problem(pack_key(pack), result, self._users[pack])
+    def _check_manifests(self) -> None:
+        """Check the manifests that no commit vouches for: what they name may be needed soon."""
+        told = {problem.key for problem in self.problems}
+        self._check_records(
+            (
+                key
+                for key, name in self._named_by_id("manifests/")
+                if name.hex() not in self.committed and key not in told
+            ),
+            MAX_MANIFEST_SIZE,
+            self._read_manifest,
+        )
 
-    def _check_footer(self, pack: PackId) -> Footer | Exception | str:
-        try:
-            footer = read_footer(self._backend, pack)
-            if self._backend.get_range(pack_key(pack), 0, PREFIX_SIZE) != footer.encoded[:PREFIX_SIZE]:
-                return "does not begin as its footer says"
-        except ObjectNotFound:
-            return "is missing"
-        except (DamagedStore, UnsupportedStore) as error:
-            return error
-        return footer
+    def _read_manifest(self, key: str, data: bytes) -> None:
+        manifest = Manifest.decode(data)
+        if manifest_key(manifest.transaction) != key or manifest.store != self._header.store:
+            raise DamagedObject("is the manifest of another snapshot")
+        if manifest.transaction.hex() in self._obscure:
+            self._kept.update(ref.pack for ref in manifest.packs)
 
-    def _check_indexes(self, listed: Iterable[str]) -> None:
-        """Check the index objects; as they are a cache, no snapshot suffers from a damaged one."""
-        for key in sorted(listed):
-            name = key.removeprefix("index/")
-            if key == name or not is_hex_id(name):
-                continue
+    def _check_marks(self) -> None:
+        marks = {key: parsed for key in self._listed if (parsed := parse_mark_key(key))}
+        bad = self._check_records(marks, MAX_MARK_SIZE, lambda _, data: Mark.decode(data))
+        self.bad_marks = [marks[key] for key in bad]
+
+    def _check_records(self, keys: Iterable[str], max_size: int, decode: Callable[[str, bytes], object]) -> list[str]:
+        """Check records that no snapshot needs; return the keys of those that are damaged."""
+
+        def check(key: str) -> Exception | None:
             try:
-                footers = read_index_footers(self._backend, TransactionId(bytes.fromhex(name)))
+                decode(key, self._backend.get(key, max_size=max_size))
+            except ObjectNotFound:
+                return None
+            except _UNREADABLE as error:
+                return error
+            return None
+
+        bad = []
+        for key, error in self._each(check, sorted(keys)):
+            if error is not None:
+                self._problem(key, error)
+            if isinstance(error, DamagedStore):
+                bad.append(key)
+        return bad
+
+    # --- packs ---
+
+    def _named_by_id(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the listed objects of a kind that are named by an id, with these ids."""
+        for key in self._listed:
+            name = key.removeprefix(prefix)
+            if key != name and is_hex_id(name):
+                yield key, bytes.fromhex(name)
+
+    def _listed_packs(self) -> set[PackId]:
+        return {PackId(name) for _, name in self._named_by_id("packs/")}
+
+    def _named(self) -> set[PackId]:
+        """Return the packs that the snapshots' manifests name."""
+        return {pack for found in self.committed.values() for pack in found.packs}
+
+    def needed(self) -> frozenset[PackId]:
+        """Return the packs that snapshots need, and all to which these were moved."""
+        return closure(self._named() | self._kept, self.moves)
+
+    def needing(self, pack: PackId) -> tuple[str, ...]:
+        """Return the ids of the snapshots that need a pack, be it as one to which others were moved."""
+        if pack not in self._needing:
+            sources = closure([pack], _reversed(self.moves))
+            self._needing[pack] = tuple(name for name, found in self.committed.items() if found.packs & sources)
+        return self._needing[pack]
+
+    def _check_packs(self, packs: Iterable[PackId]) -> None:
+        """Check the footers of packs, and of all to which needed ones were moved; note which are not there."""
+        waiting = set(packs)
+        seen = set(waiting)
+        while waiting:
+            gone = self._check_footers(sorted(waiting))
+            self.missing |= gone
+            if gone:  # a move is there before its pack is deleted
+                self._read_moves()
+            waiting = set(self.needed() - seen - self.footers.keys() - self.damaged - self.missing)
+            seen |= waiting
+
+    def _check_footers(self, packs: Sequence[PackId]) -> set[PackId]:
+        """Check the footers of packs; return those that are gone."""
+        gone = set()
+        faults = []
+        for pack, (footer, error) in self._each(self._check_footer, packs):
+            if footer is not None:
+                self.footers[pack] = footer
+            if isinstance(error, ObjectNotFound):
+                gone.add(pack)
+            elif error is not None:
+                faults.append((pack, error))
+        for pack, error in faults:
+            if isinstance(error, DamagedStore):
+                self.damaged.add(pack)
+            self._problem(pack_key(pack), error, self.needing(pack))
+        return gone
+
+    def _check_footer(self, pack: PackId) -> tuple[Footer | None, CasCheckpointError | None]:
+        try:
+            prefix = self._backend.get_range(pack_key(pack), 0, PREFIX_SIZE)
+            try:
+                footer = read_footer(self._backend, pack)
+            except UnsupportedStore as error:
+                check_head(prefix, Kind.PACK)  # if that is of this version, so is the footer, but for the damage
+                return None, DamagedObject(f"its footer is altered, and seems to be of {error}")
+        except (ObjectNotFound, *_UNREADABLE) as error:
+            return None, error
+        if prefix != footer.encoded[:PREFIX_SIZE]:
+            return footer, DamagedObject("does not begin as its footer says")
+        return footer, None
+
+    def _read_moves(self) -> None:
+        moves: dict[PackId, frozenset[PackId]] = {}
+        self._needing.clear()
+        for key, found in self._each(self._read_move, list_moves(self._backend)):
+            if isinstance(found, frozenset):
+                moves[key.pack] = moves.get(key.pack, frozenset()) | found
+            elif not any(problem.key == str(key) for problem in self.problems):
+                self._problem(str(key), found, self.needing(key.pack))
+                if isinstance(found, DamagedStore):
+                    self.bad_moves.append(key)
+        self.moves = moves
+        self._needing.clear()
+
+    def _read_move(self, key: MoveKey) -> frozenset[PackId] | CasCheckpointError:
+        try:
+            return read_moves(self._backend, [key]).get(key.pack, frozenset())
+        except _UNREADABLE as error:
+            return error
+
+    def _tell_missing(self) -> None:
+        """Tell of needed packs that are gone, though neither moved nor of snapshots that were forgotten meanwhile."""
+        siblings: dict[PackId, list[frozenset[PackId]]] = {}
+        for targets in self.moves.values():
+            for target in targets:
+                siblings.setdefault(target, []).append(targets)
+        named = self._named()
+        for pack in sorted(self.missing & self.needed()):
+            # a collection that was overtaken by another may leave a move to a pack that is gone
+            is_replaced = pack not in named and all(self.footers.keys() & group for group in siblings.get(pack, ()))
+            if pack not in self.moves and not is_replaced:
+                users = [name for name in self.needing(pack) if self.is_there(str(self.committed[name].key))]
+                if users:
+                    self._problem(pack_key(pack), "is missing", users)
+
+    def is_there(self, key: str) -> bool:
+        """Tell whether there is an object with that key."""
+        try:
+            self._backend.size(key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    # --- the index ---
+
+    def _check_indexes(self) -> None:
+        """Check the index objects; as they are a cache, no snapshot suffers from a damaged one."""
+        for key, raw in sorted(self._named_by_id("index/")):
+            name = TransactionId(raw)
+            packs: set[PackId] = set()
+            try:
+                for footer in all_index_footers(self._backend, name):
+                    self._compare(footer)
+                    packs.add(footer.pack)
             except ObjectNotFound:
                 continue
-            except (DamagedStore, UnsupportedStore) as error:
+            except _UNREADABLE as error:
                 self._problem(key, error)
-                continue
-            for footer in footers:
-                known = self._footers.get(footer.pack)
-                if known is None and footer.pack in self._users:
-                    self._copies.setdefault(footer.pack, footer)
-                elif known is not None and known.encoded != footer.encoded:
-                    self._problem(key, f"contradicts the footer of {pack_key(footer.pack)}")
+                self.bad_indexes.append(name)
+            else:
+                self.indexed |= packs
 
-    def _is_garbage(self, key: str) -> bool:
-        kind, _, name = key.partition("/")
-        if not is_hex_id(name):
-            return False
-        identifier = bytes.fromhex(name)
-        if kind == "packs":
-            return identifier not in self._users
-        committed = {reader.key.transaction for reader in self._readers}
-        return kind == "manifests" and identifier not in committed
+    def _compare(self, footer: Footer) -> None:
+        """Compare a copy of a footer with the pack's own; keep it if that cannot be read."""
+        known = self.footers.get(footer.pack)
+        if known is None:
+            if footer.pack in self.damaged:
+                self.copies.setdefault(footer.pack, footer)
+        elif known.encoded != footer.encoded:
+            raise DamagedObject(f"contradicts the footer of {pack_key(footer.pack)}")
 
     # --- data ---
 
-    def _check_data(self) -> frozenset[tuple[PackId, ChunkId]]:
-        """Read all packs; return the chunks that are damaged, each with its pack: another may hold it whole."""
-        footers = self._footers | self._copies
-        self._monitor.total(sum(footer.pack_size for footer in footers.values()))
-        bad: set[tuple[PackId, ChunkId]] = set()
-        with ThreadPoolExecutor(self._workers) as pool:
-            for pack, result in zip(footers, pool.map(self._check_pack, footers.values()), strict=True):
-                for chunk, reason in result:
-                    bad.add((pack, chunk))
-                    if pack in self._footers:  # else the pack as a whole was told already
-                        self._problem(pack_key(pack), f"chunk {chunk.hex()}: {reason}", self._users[pack])
-        return frozenset(bad)
+    def _check_all_data(self, sample: Sample) -> None:
+        """Read packs; those that are gone meanwhile were perhaps moved, and others are to be read in their place."""
+        waiting = self.footers | self.copies
+        try:
+            while waiting:
+                seen = set(self.footers)
+                gone = self._check_data(waiting, sample)
+                for pack in gone:
+                    self.footers.pop(pack, None)
+                    self.copies.pop(pack, None)
+                self._check_packs(gone)
+                waiting = {pack: self.footers[pack] for pack in self.footers.keys() - seen}
+        finally:
+            if self._checked is not None:
+                self._checked.write()
+        if self._checked is not None:
+            self._checked.remove()
 
-    def _check_pack(self, footer: Footer) -> list[tuple[ChunkId, str]]:
-        decoder = Decoder()
-        bad = []
-        for start, end in _slices(footer):
-            rows = range(start, end)
-            first = int(footer.offsets[start])
-            size = int(footer.offsets[end - 1]) + int(footer.stored_sizes[end - 1]) - first
-            try:
-                view = memoryview(self._backend.get_range(pack_key(footer.pack), first, size))
-            except (CasCheckpointError, OSError) as error:
-                bad += [(ChunkId(bytes(footer.ids[row])), str(error)) for row in rows]
+    def _check_data(self, footers: Mapping[PackId, Footer], sample: Sample) -> list[PackId]:
+        """Read the data of packs; return those that are gone."""
+        done = self._checked.packs if self._checked is not None else set[PackId]()
+        wanted = {
+            pack: footer
+            for pack, footer in footers.items()
+            if pack not in done and (self._only is None or pack in self._only)
+        }
+        sizes = (int(footer.stored_sizes[sample.rows(footer)].sum(dtype=np.uint64)) for footer in wanted.values())
+        self._monitor.total(self._bytes_read + sum(sizes))
+        gone = []
+        for pack, faults in self._each(lambda pack: self._check_pack(wanted[pack], sample), list(wanted)):
+            if faults is None:
+                gone.append(pack)
                 continue
-            for row in rows:
-                offset = int(footer.offsets[row]) - first
-                reason = _blob_fault(decoder, footer, row, view[offset : offset + int(footer.stored_sizes[row])])
-                if reason:
-                    bad.append((ChunkId(bytes(footer.ids[row])), reason))
-            with self._lock:
-                self._bytes_read += size
-                self._monitor.read(size)
-        return bad
+            for chunk, error in faults:
+                self._bad.add((pack, chunk))
+                if isinstance(error, DamagedStore):
+                    self.damaged.add(pack)
+                if pack in self.footers:  # else the pack as a whole was told already
+                    self._problem(pack_key(pack), f"chunk {chunk.hex()}: {_reason(error)}", self.needing(pack))
+            if self._checked is not None and not faults and pack not in self.damaged:
+                self._checked.add(pack, wanted[pack].pack_size)
+        return gone
 
-    def _check_entries(self, reader: SnapshotReader, bad: frozenset[tuple[PackId, ChunkId]]) -> None:
-        """Find the files of a snapshot that need a lost chunk, or one that no pack holds."""
-        snapshot = reader.key.transaction.hex()
+    def is_intact(self, pack: PackId) -> bool:
+        """Look at a pack once more, as a whole; if it is gone, it is not damaged."""
+        footer, error = self._check_footer(pack)
+        if footer is None or error is not None:
+            return isinstance(error, ObjectNotFound)
+        faults = self._check_pack(footer, Sample(1.0, 0)) or ()
+        return not any(isinstance(fault, DamagedStore) for _, fault in faults)
+
+    def _check_pack(self, footer: Footer, sample: Sample) -> list[tuple[ChunkId, CasCheckpointError]] | None:
+        """Check the blobs of a pack; return what is wrong, None if the pack is gone."""
+        rows = sample.rows(footer).tolist()
+        decoder = Decoder()
+        faults: list[tuple[ChunkId, CasCheckpointError]] = []
+        untold = 0
+        checked: set[int] = set()
         try:
-            lost = list(_lost_paths(reader, _lost_chunks(reader, bad)))
-        except SnapshotForgotten:
-            return
+            for row, blob in read_blobs(self._backend, footer, rows):
+                checked.add(row)
+                try:
+                    if isinstance(blob, DamagedObject):
+                        raise blob
+                    check_blob(decoder, footer, row, blob)
+                except _UNREADABLE as error:
+                    faults.append((ChunkId(bytes(footer.ids[row])), error))
+                untold += int(footer.stored_sizes[row])
+                if untold >= _TELL_EVERY:
+                    self._tell_read(untold)
+                    untold = 0
+        except ObjectNotFound:
+            return None
         except CasCheckpointError as error:
-            if not any(snapshot in problem.snapshots for problem in self._problems):
-                self._problem(str(reader.key), error, [snapshot])
-            self._lost.append(AffectedPath(snapshot, ""))
-            return
-        for path, reason in lost:
-            self._lost.append(AffectedPath(snapshot, path))
-            if not any(snapshot in problem.snapshots for problem in self._problems):
-                self._problem(str(reader.key), f"{path!r}: {reason}", [snapshot])
+            faults += [(ChunkId(bytes(footer.ids[row])), error) for row in rows if row not in checked]
+        self._tell_read(untold)
+        return faults
 
+    def _tell_read(self, size: int) -> None:
+        with self._lock:
+            self._bytes_read += size
+            self._monitor.read(size)
 
-def _slices(footer: Footer) -> Iterator[tuple[int, int]]:
-    """Yield runs of rows that are read at once."""
-    sizes = footer.stored_sizes.tolist()
-    start, total = 0, 0
-    for row, size in enumerate(sizes):
-        if total and total + size > MAX_REQUEST:
-            yield start, row
-            start, total = row, 0
-        total += size
-    if start < len(sizes):
-        yield start, len(sizes)
+    # --- files ---
 
-
-def _blob_fault(decoder: Decoder, footer: Footer, row: int, blob: memoryview) -> str:
-    """Return what is wrong with a blob, nothing if it is right."""
-    try:
-        plain = decoder.decode(blob, int(footer.plain_sizes[row]))
-    except CasCheckpointError as error:
-        return str(error)
-    if blob_check(blob[0], blob[1:]) != int(footer.checks[row]) or chunk_id(plain) != bytes(footer.ids[row]):
-        return "its bytes are not those that were stored"
-    return ""
-
-
-def _lost_chunks(reader: SnapshotReader, bad: frozenset[tuple[PackId, ChunkId]]) -> frozenset[ChunkId]:
-    """Return those of the damaged chunks that the snapshot's reader would take from where they are damaged."""
-    if not bad:
-        return frozenset()
-    packs, chunks = zip(*bad, strict=True)
-    index = reader.index()
-    found = index.locate(ids_array(b"".join(chunks)))
-    rows = zip(packs, chunks, found.found.tolist(), found.packs.tolist(), strict=True)
-    return frozenset(chunk for pack, chunk, is_there, number in rows if is_there and index.packs[number] == pack)
-
-
-def _lost_paths(reader: SnapshotReader, bad: frozenset[ChunkId]) -> Iterator[tuple[str, str]]:
-    """Yield the files that need a lost chunk, or one that no pack holds, and what is wrong with each."""
-    gathered: list[tuple[str, list[ChunkRef]]] = []
-    count = 0
-    links: list[Entry] = []
-    for entry in reader.entries():
-        if entry.type is EntryType.HARDLINK:
-            links.append(entry)
-        if entry.content is None:
-            continue
-        try:
-            refs = list(reader.refs(entry.content, lists=True))
-        except DamagedStore as error:
-            yield entry.name, str(error)
-            continue
-        if any(ref.chunk in bad for ref in refs):
-            yield entry.name, "needs a damaged chunk"
-            continue
-        gathered.append((entry.name, refs))
-        count += len(refs)
-        if count >= _CHUNKS_AT_ONCE:
-            yield from _unreadable(reader, gathered)
-            gathered, count = [], 0
-    yield from _unreadable(reader, gathered)
-    yield from _loose(reader, links)
-
-
-def _loose(reader: SnapshotReader, links: Sequence[Entry]) -> Iterator[tuple[str, str]]:
-    """Yield those of the hard links that are linked to no file of the snapshot."""
-    targets = {link.target for link in links}
-    if not targets:
-        return
-    files = {entry.path for entry in reader.entries() if entry.type is EntryType.FILE and entry.path in targets}
-    for link in links:
-        if link.target not in files:
-            yield link.name, "is linked to a file that the snapshot does not hold"
-
-
-def _unreadable(reader: SnapshotReader, files: Sequence[tuple[str, list[ChunkRef]]]) -> Iterator[tuple[str, str]]:
-    """Yield those of the files whose chunks are not to be had; one look-up does for all if all is well."""
-    try:
-        _look_up(reader, [ref for _, refs in files for ref in refs])
-    except DamagedStore:
-        for name, refs in files:
+    def _check_files(self) -> None:
+        """Find the files that need a chunk which is not intact in any of the snapshot's packs."""
+        bad = frozenset(chunk for _, chunk in self._bad)
+        seen: dict[tuple[Content, frozenset[PackId]], list[Doubt]] = {}
+        for name, found in self.committed.items():
+            packs = closure(found.packs, self.moves)
+            same = seen.get((found.entries, packs)) if packs else None  # another snapshot of the very same
             try:
-                _look_up(reader, refs)
-            except DamagedStore as error:
-                yield name, str(error)
+                result = self._doubts(found.key, packs, bad) if same is None else same
+            except (ObjectNotFound, SnapshotForgotten):
+                continue
+            except CasCheckpointError as error:
+                self._tell_lost(name, "", str(error))
+                continue
+            seen[found.entries, packs] = result
+            if result:
+                self._judge(name, result, packs)
+
+    def _doubts(self, key: CommitKey, packs: frozenset[PackId], bad: frozenset[ChunkId]) -> list[Doubt]:
+        record = read_commit(self._backend, key, self._header.store)
+        reader = SnapshotReader(self._backend, record, footers=self.footers)
+        return list(doubts(reader, self._index(packs), bad))
+
+    def _index(self, packs: frozenset[PackId]) -> ChunkIndex:
+        """Return the index of all packs of these that are there; of the last ones asked for it is kept."""
+        if self._closed_index[0] != packs:
+            index = ChunkIndex()
+            index.add(footer for pack in sorted(packs) if (footer := self.footer(pack)) is not None)
+            self._closed_index = packs, index
+        return self._closed_index[1]
+
+    def footer(self, pack: PackId) -> Footer | None:
+        """Return the footer of a pack that is there, its own or a copy."""
+        return self.footers.get(pack) or self.copies.get(pack)
+
+    def find_holders(self, chunks: Iterable[ChunkId]) -> None:
+        """Note for chunks which packs hold them intact."""
+        wanted = set(chunks) - self.holders.keys()
+        if not wanted:
+            return
+        found: dict[ChunkId, set[PackId]] = {chunk: set() for chunk in wanted}
+        for pack, footer in (self.copies | self.footers).items():
+            for _, chunk in rows_of(footer, wanted):
+                if (pack, chunk) not in self._bad:
+                    found[chunk].add(pack)
+        self.holders.update({chunk: frozenset(packs) for chunk, packs in found.items()})
+
+    def _judge(self, name: str, result: Sequence[Doubt], packs: frozenset[PackId]) -> None:
+        """Tell which files are lost, and which are to be had only from packs that the snapshot does not name."""
+        self.find_holders(chunk for doubt in result for chunk in doubt.chunks)
+        for path, chunks, fault in result:
+            missing = frozenset(chunk for chunk in chunks if not self.holders[chunk] & packs)
+            lost = [chunk for chunk in missing if not self.holders[chunk]]
+            if fault:
+                self._tell_lost(name, path, fault)
+            elif lost:
+                is_bad = any(chunk == lost[0] for _, chunk in self._bad)
+                reason = "is damaged" if is_bad else "is in none of the packs"
+                self._tell_lost(name, path, f"the chunk {lost[0].hex()} {reason}")
+            elif missing:
+                self.strays.append(Stray(name, path, missing))
+                self._tell_file(
+                    name, path, "can be read only from packs that this snapshot does not name: run 'repair'"
+                )
+
+    def _tell_lost(self, name: str, path: str, reason: str) -> None:
+        self.lost.append(AffectedPath(name, path))
+        self._tell_file(name, path, reason)
+
+    def _tell_file(self, name: str, path: str, reason: str) -> None:
+        """Tell what is wrong with a file, unless the snapshot is known to be affected."""
+        if not any(name in problem.snapshots for problem in self.problems):
+            key = str(self.committed[name].key)
+            self.told_files.add(key)
+            self._problem(key, f"{path!r}: {reason}" if path else reason, [name])
+
+    # --- garbage ---
+
+    def _is_garbage(self, key: str, needed: frozenset[PackId]) -> bool:
+        kind, _, name = key.partition("/")
+        move = parse_move_key(key)
+        if move is not None:
+            return move.pack not in needed
+        if kind not in {"packs", "manifests"} or not is_hex_id(name):
+            return False
+        if kind == "manifests":
+            return name not in self.committed and name not in self._obscure
+        return PackId(bytes.fromhex(name)) not in needed
 
 
-def _look_up(reader: SnapshotReader, refs: Sequence[ChunkRef]) -> None:
-    """Find chunks in the packs' footers; those within a commit are decoded as well, as no pack is read for them."""
-    for request in reader.plan(refs):
-        if reader.inline_size() is not None:
-            for _ in reader.fetch(request):
-                pass
+def _reason(error: CasCheckpointError) -> str:
+    return error.reason if isinstance(error, DamagedObject) else str(error)
+
+
+def _reversed(moves: Mapping[PackId, frozenset[PackId]]) -> dict[PackId, frozenset[PackId]]:
+    """Return for each target of a move the packs that were moved to it."""
+    sources: dict[PackId, set[PackId]] = {}
+    for pack, targets in moves.items():
+        for target in targets:
+            sources.setdefault(target, set()).add(pack)
+    return {target: frozenset(packs) for target, packs in sources.items()}

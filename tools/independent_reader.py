@@ -97,7 +97,8 @@ class Snapshot:
         self.store, self.inline = store, dict[str, bytes]()
         self.places: dict[bytes, tuple[str, int, int, int, int]] = {}
         header = self.read_record("cas-checkpoint", b"H", 2**16, {"chunk_id": "blake3-256", "key_slots": []})
-        require(header["features"]["read"] == [], f"unknown features: {header['features']['read']}")
+        features = header["features"]["read"]
+        require(type(features) is list and {*features} <= {"moves"}, f"unknown features: {features!r:.200}")
         escaped = re.sub(rb"[^a-z0-9_.-]|\A\.|\.\Z", lambda byte: b"%%%02x" % ord(byte[0]), series.encode()).decode()
         wanted = re.compile(f"{sequence.zfill(16) if sequence else '[0-9]{16}'}-[0-9a-f]{{32}}")
         for key in sorted(filter(wanted.fullmatch, os.listdir(f"{store}/commits/{escaped}")), reverse=True):
@@ -140,6 +141,16 @@ class Snapshot:
             require(row[1] <= row[2] + 1 <= 2**24 + 1, f"{key} lists an impossible blob")
             self.places[footer[48 + 32 * i : 80 + 32 * i]] = (key, *row)
 
+    def read_moves(self, pack: str) -> list[str] | None:
+        """Find out where the chunks of a pack went that is gone (section 13): None if nobody moved it."""
+        names = os.listdir(f"{self.store}/moves") if os.path.isdir(f"{self.store}/moves") else []
+        targets = None
+        for match in filter(None, map(re.compile(f"{pack}-([0-9a-f]{{32}})").fullmatch, names)):
+            given = {"pack": bytes.fromhex(pack), "collection": bytes.fromhex(match[1])}
+            move = self.read_record(f"moves/{match[0]}", b"V", 2**24, given)
+            targets = (targets or []) + [target.hex() for (target,) in struct.iter_unpack("<16s", move["targets"])]
+        return targets
+
     def read(self, size: float, depth: int, refs: bytes) -> Iterator[bytes]:
         """Read the chunks of a content and check them; how large a list of refs is nobody says (section 9)."""
         lists = self.read(math.inf, depth - 1, refs) if number(depth, 5) else [refs]
@@ -163,8 +174,15 @@ class Snapshot:
         manifest = self.read_record(f"manifests/{own}", b"M", 2**24, self.names, whole)
         packs = [pack.hex() for pack, _ in struct.iter_unpack("<16s16s", manifest["packs"])]
         require(inline is None or not packs, "a snapshot within its commit has other packs")
-        for pack in packs if inline is None else [own] * bool(inline["pack"]):
-            self.read_footer(f"packs/{pack}")
+        named = packs if inline is None else [own] * bool(inline["pack"])
+        found = list(named)
+        for pack in found:  # grows while packs are found to be gone
+            try:
+                self.read_footer(f"packs/{pack}")
+            except FileNotFoundError:
+                targets = self.read_moves(pack)
+                require(targets is not None or pack not in named, f"packs/{pack} is missing, and was not moved")
+                found += [target for target in targets or () if target not in found]
         size, depth, refs = manifest["entries"]
         entries = [Entry(row) for row in split(self.read(number(size), depth, refs))]
         require(len(entries) == number(manifest["entry_count"]), "the manifest has another number of entries")

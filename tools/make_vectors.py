@@ -27,9 +27,10 @@ from cas_checkpoint.codecs import Encoder, blob_check
 from cas_checkpoint.commits import Commit, CommitKey, Inline, SaveStats, State, index_key, manifest_key, pack_key
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import ChunkId, PackId, StoreId, TransactionId, chunk_id, digest
-from cas_checkpoint.index import encode_index
+from cas_checkpoint.index import encode_index, parse_index
 from cas_checkpoint.manifests import Content, Entry, EntryType, Manifest, Owner, PackRef, encode_entry, encode_ref
 from cas_checkpoint.marks import Mark, mark_key
+from cas_checkpoint.moves import Move, MoveKey
 from cas_checkpoint.packs import Footer, PackBuilder, parse_footer
 from cas_checkpoint.pointers import Pointer
 from cas_checkpoint.records import Kind, decode_record, encode_record, make_head, pack_value, unpack_value
@@ -206,6 +207,7 @@ def sample_records() -> dict[str, tuple[Kind, bytes]]:
     store = StoreId(numbered("store"))
     features = (("read", ()), ("write", ("some-feature",)), ("collect", ("some-feature", "another")))
     mark = Mark(TransactionId(numbered("collection")), frozenset(PackId(numbered(f"pack {i}")) for i in range(3)))
+    move = sample_move("pack 0", "pack 1", "pack 2")
     pointer = Pointer("s3://bucket/shared store", store, "run 7/ä")
     empty = sample_manifest()._replace(packs=(), entries=Content(0, 0, b""), entry_count=0)
     return {
@@ -216,8 +218,16 @@ def sample_records() -> dict[str, tuple[Kind, bytes]]:
         **{name: (Kind.COMMIT, commit.encode()) for name, commit in sample_commits().items()},
         "mark-open": (Kind.MARK, mark.encode()),
         "mark-closed": (Kind.MARK, mark._replace(packs=frozenset()).encode()),
+        "move": (Kind.MOVE, move.encode()),
+        "move-without-targets": (Kind.MOVE, move._replace(targets=frozenset()).encode()),
         "pointer": (Kind.POINTER, pointer.encode()),
     }
+
+
+def sample_move(pack: str, *targets: str) -> Move:
+    """Return a move of packs with these names."""
+    key = MoveKey(PackId(numbered(pack)), TransactionId(numbered("collection")))
+    return Move(key, frozenset(PackId(numbered(target)) for target in targets))
 
 
 def sample_packs() -> dict[str, bytes]:
@@ -382,6 +392,25 @@ class StoreMaker:
         self.trees.append(said)
         return key
 
+    def move(self, pack: PackId, *shares: int, collection: str = "collection") -> list[PackId]:
+        """Move a pack to new ones with so many of its blobs each, the last with all that are left; return their ids."""
+        data = self.objects.pop(pack_key(pack))
+        footer = footer_of(data)
+        rows = list(zip(footer.offsets.tolist(), footer.stored_sizes.tolist(), strict=True))
+        targets = []
+        for number, share in enumerate((*shares, len(rows))):
+            builder = PackBuilder(PackId(numbered(f"{pack.hex()} moved {number}")))
+            first = sum(shares[:number])
+            for row in range(first, min(first + share, len(rows))):
+                blob = data[rows[row][0] :][: rows[row][1]]
+                chunk, check = ChunkId(bytes(footer.ids[row])), int(footer.checks[row])
+                builder.add(chunk, blob[0], blob[1:], int(footer.plain_sizes[row]), check)
+            self.objects[pack_key(builder.pack)] = b"".join(builder.finish()[1])
+            targets.append(builder.pack)
+        key = MoveKey(pack, TransactionId(numbered(collection)))
+        self.objects[str(key)] = Move(key, frozenset(targets)).encode()
+        return targets
+
     def key(self, series: str, sequence: int, name: str = "") -> CommitKey:
         """Return the key of a commit."""
         return CommitKey(series, sequence, TransactionId(numbered(f"{self.name} {series} {sequence} {name}")))
@@ -453,9 +482,35 @@ def golden_store() -> StoreMaker:
     maker.objects[mark_key(1)] = condemned.encode()
     maker.objects[mark_key(1, closed=True)] = condemned._replace(packs=frozenset()).encode()
     maker.objects[mark_key(2)] = condemned.encode()
+    add_moved(maker)
     maker.objects["packs/.tmp-unfinished"] = b"\x89CAS"
     maker.objects["notes.txt"] = b"belongs to somebody else\n"
     return maker
+
+
+def add_moved(maker: StoreMaker) -> None:
+    """Add snapshots whose packs were moved: once, twice, in two parts, and by two collections."""
+    items = [file(b"%d" % number, stream(f"moved {number}", 2_000)) for number in range(4)]
+    for sequence in (1, 2):
+        tree = [*items, file(b"more", stream("moved more", 3_000))][: len(items) + sequence - 1]
+        key = maker.save(maker.key("moved", sequence), tree, inline=False, blobs_per_pack=9)
+        if sequence == 1:
+            first = footers_in(maker.objects[index_key(key.transaction)], key.transaction)
+        else:
+            del maker.objects[index_key(key.transaction)]
+    (once, in_parts, twice, *_) = first
+    maker.move(once)
+    maker.move(in_parts, 2, 3)
+    (target,) = maker.move(twice)
+    maker.move(target, 1)
+    overtaken = MoveKey(once, TransactionId(numbered("overtaken collection")))
+    maker.objects[str(overtaken)] = Move(overtaken, frozenset([PackId(numbered("gone"))])).encode()
+    maker.objects["moves/notes.txt"] = b"belongs to somebody else\n"
+
+
+def footers_in(index: bytes, name: TransactionId) -> list[PackId]:
+    """Return the packs that an index object lists."""
+    return [footer.pack for footer in parse_index(index, name=name)[1]]
 
 
 # --- what must be refused -----------------------------------------------------------------------
@@ -475,7 +530,7 @@ def flipped(data: bytes, at: int) -> bytes:
 def broken_objects() -> dict[str, tuple[str, bytes, str]]:
     """Return objects that must be refused: of which kind, their bytes, and the error."""
     good = {name: (kind.value.decode(), data) for name, (kind, data) in sample_records().items()}
-    names = ("header-default", "manifest", "commit-inline", "commit-aborted", "mark-open", "pointer")
+    names = ("header-default", "manifest", "commit-inline", "commit-aborted", "mark-open", "move", "pointer")
     broken: dict[str, tuple[str, bytes, str]] = {}
     for name in names:
         kind, data = good[name]
@@ -545,6 +600,12 @@ def broken_fields() -> dict[str, tuple[str, bytes, str]]:
             "sequence-too-large": {"sequence": 2**63},
         },
         "mark-open": {"packs-of-17": {"packs": bytes(17)}, "no-collection": {"collection": None}},
+        "move": {
+            "targets-of-17": {"targets": bytes(17)},
+            "no-targets": {"targets": None},
+            "pack-of-15": {"pack": bytes(15)},
+            "no-collection": {"collection": None},
+        },
         "pointer": {"url-bytes": {"url": b"x"}, "store-text": {"store": "x" * 16}},
     }
     records = sample_records()
@@ -773,7 +834,7 @@ def changed(kind: Kind, data: bytes, change: Mapping[str, object]) -> bytes:
 
 def blob_pack(plain: bytes, blob: bytes, *, size: int, check: int | None = None) -> bytes:
     """Return a pack in which one chunk stands as a given blob, and which also holds the entries of `Parts`."""
-    builder = PackBuilder(PackId(KEY.transaction))
+    builder = PackBuilder(PackId(KEY.transaction), memoryview(bytearray(1)))  # for a blob without payload
     crc = zlib.crc32(blob) if blob[0] else 0
     builder.add(chunk_id(plain), blob[0], blob[1:], size, crc if check is None else check)
     for chunk in sorted({DATA, HEAVY, b"".join(Parts().entries)} - {plain}):
@@ -813,7 +874,9 @@ def broken_blobs() -> dict[str, tuple[Objects, str]]:
 def broken_records() -> dict[str, tuple[Objects, str]]:
     """Return stores whose records contradict one another."""
     other_id, damaged, newer = numbered("another"), "DamagedObject", "UnsupportedStore"
-    features: dict[str, object] = {"features": {"read": ["from-the-future"], "write": [], "collect": []}}
+    features: dict[str, object] = {
+        "features": {"read": ["moves", "from-the-future"], "write": ["moves"], "collect": ["moves"]}
+    }
     short = Parts().objects()[str(KEY)]
     foreign = make_pack(other_id, [DATA, HEAVY, b"".join(Parts().entries)])
     good = Parts().objects()
@@ -875,7 +938,34 @@ def broken_packed() -> dict[str, tuple[Objects, str]]:
         "manifest-cut-off": (good | {manifest: good[manifest][:-1]}, damaged),
         "manifest-lists-no-packs": (Parts(inline=False, manifest={"packs": b""}).objects(), "MissingObject"),
     }
-    return {f"packed-{what}": case for what, case in cases.items()}
+    return {f"packed-{what}": case for what, case in (cases | broken_moves(good, pack)).items()}
+
+
+def broken_moves(good: Objects, pack: str) -> dict[str, tuple[Objects, str]]:
+    """Return stores whose pack was moved, in a way that does not lead to all of its chunks."""
+    rest = {key: data for key, data in good.items() if key != pack}
+    move = sample_move("x", "target")
+    move = move._replace(key=move.key._replace(pack=PackId(KEY.transaction)))
+    back = sample_move("target", "x")._replace(targets=frozenset([PackId(KEY.transaction)]))
+    target = PackId(numbered("target"))
+    whole = make_pack(target, [DATA, HEAVY, b"".join(Parts().entries)])
+    moved, damaged, missing = rest | {str(move.key): move.encode()}, "DamagedObject", "MissingObject"
+    return {
+        "pack-moved-to-nothing": (rest | {str(move.key): move._replace(targets=frozenset()).encode()}, missing),
+        "pack-moved-to-what-is-gone": (moved, missing),
+        "pack-moved-in-a-circle": (moved | {str(back.key): back.encode()}, missing),
+        "pack-moved-without-a-chunk": (
+            moved | {pack_key(target): make_pack(target, [DATA, b"".join(Parts().entries)])},
+            missing,
+        ),
+        "pack-moved-to-a-damaged-one": (moved | {pack_key(target): whole[:-1]}, damaged),
+        "pack-moved-to-one-of-another-id": (moved | {pack_key(target): good[pack]}, damaged),
+        "pack-moved-by-a-damaged-move": (
+            rest | {str(move.key): move.encode()[:-1], pack_key(target): whole},
+            damaged,
+        ),
+        "pack-moved-by-the-move-of-another": (rest | {str(move.key): back.encode(), pack_key(target): whole}, damaged),
+    }
 
 
 def write_broken(writer: Writer) -> None:

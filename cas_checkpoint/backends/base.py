@@ -23,10 +23,17 @@ _KEY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 
 
 class ObjectInfo(NamedTuple):
-    """One line of a listing: an object's key, and its size in bytes."""
+    """One line of a listing.
+
+    Attributes:
+        key: the object's key.
+        size: its size in bytes.
+        modified: when it was written, by the storage's own clock, in seconds since 1970; None where that is not told.
+    """
 
     key: str
     size: int
+    modified: float | None = None
 
 
 def is_key(text: str) -> bool:
@@ -114,6 +121,14 @@ class Backend(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; that there is none is no error."""
+
+    def sweep(self, grace: float) -> int:  # noqa: ARG002 -- for those that have something to sweep
+        """Remove what writes that never came to their end have left, if it is no object and older than `grace` seconds.
+
+        Returns:
+            The bytes that were freed.
+        """
+        return 0
 
     def _holds(self, key: str, data: bytes) -> bool | None:
         """Tell whether the object `key` is made of `data`; None if there is no such object."""

@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from typing import Any, ClassVar, Final
 
 from cas_checkpoint.backends.base import Backend, Buffer, ObjectInfo, check_key, check_prefix, check_range, is_key
@@ -207,7 +208,7 @@ class FsspecBackend(Backend):
                 if info["type"] == "directory":
                     directories.append(f"{key}/")
                 elif info["type"] == "file" and key == name:  # a slash ends what marks a directory on object stores
-                    yield ObjectInfo(key, int(info["size"] or 0))
+                    yield ObjectInfo(key, int(info["size"] or 0), _modified(info))
 
     def _look_into(self, file_system: FileSystem, path: str) -> Iterator[Mapping[str, Any]]:
         """Return what lies in a directory, or, where one request can tell, at any depth below.
@@ -248,6 +249,20 @@ def _refuse_existing(file_system: FileSystem, path: str) -> None:
     except _ABSENT:
         return
     raise FileExistsError(path)
+
+
+def _modified(info: Mapping[str, Any]) -> float | None:
+    """Return the time at which a file was written; each file system has its own name for it."""
+    for name in ("LastModified", "last_modified", "mtime", "updated", "modified", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    return None
 
 
 def _name_below(top: str, path: str) -> str:

@@ -17,6 +17,7 @@ from typing import ClassVar, Final
 from cas_checkpoint.backends.base import Backend, Buffer, ObjectInfo, check_key, check_prefix, check_range, is_key
 from cas_checkpoint.backends.descriptors import fill, read_up_to, sync, write_all
 from cas_checkpoint.backends.linking import link_exclusively
+from cas_checkpoint.backends.temporaries import TEMPORARY_PREFIX, claim, sweep_temporaries
 from cas_checkpoint.errors import DamagedObject, ObjectNotFound, StorageError
 
 __all__ = ["LocalBackend"]
@@ -113,17 +114,23 @@ class LocalBackend(Backend):
 
     @contextmanager
     def _temporary(self, path: str, parts: Sequence[Buffer]) -> Iterator[str]:
-        """Write a synced temporary file beside `path`; whatever happens, nothing of that name is left."""
-        temporary = os.path.join(os.path.dirname(path), f".tmp-{secrets.token_hex(8)}")
+        """Write a synced temporary file beside `path`; whatever happens, nothing of that name is left.
+
+        It is claimed until it has its name, so that a sweep takes it for nobody's only after its writer has died.
+        """
+        temporary = os.path.join(os.path.dirname(path), f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
         try:
             descriptor = self._open_new(temporary)
+            while not claim(descriptor):  # it was swept away before it could be claimed
+                os.close(descriptor)
+                descriptor = self._open_new(temporary)
             try:
-                write_all(descriptor, parts)
+                write_all(descriptor, parts, early=self.durable)
                 if self.durable:
                     sync(descriptor)
+                yield temporary
             finally:
                 os.close(descriptor)
-            yield temporary
         finally:
             with suppress(OSError):  # renamed; or it must not hide why the write failed
                 os.unlink(temporary)
@@ -180,6 +187,11 @@ class LocalBackend(Backend):
                 os.unlink(path)
             with suppress(*_ABSENT):
                 self._sync_directory(os.path.dirname(path))
+
+    def sweep(self, grace: float) -> int:
+        """Remove temporary files whose writers have died."""
+        with _refusals("sweep", "", self.root):
+            return sweep_temporaries(self.root, grace)
 
     # --- reading ---
 
@@ -244,9 +256,9 @@ class LocalBackend(Backend):
     def _sized(self, files: Iterator[tuple[str, os.DirEntry[str]]]) -> Iterator[ObjectInfo]:
         for key, entry in files:
             with _refusals("list", key, entry.path):
-                size = _listed_size(entry)
-            if size is not None:
-                yield ObjectInfo(key, size)
+                status = _listed_status(entry)
+            if status is not None:
+                yield ObjectInfo(key, status.st_size, status.st_mtime)
 
     def _walk(self, top: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Yield the files below a directory.
@@ -277,9 +289,9 @@ def _scan(root: str, directory: str) -> list[tuple[str, os.DirEntry[str]]]:
         return []
 
 
-def _listed_size(entry: os.DirEntry[str]) -> int | None:
+def _listed_status(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
-        return entry.stat(follow_symlinks=False).st_size
+        return entry.stat(follow_symlinks=False)
     except FileNotFoundError:  # deleted since it was listed
         return None
 

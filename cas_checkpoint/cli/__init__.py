@@ -8,10 +8,13 @@ import click
 
 from cas_checkpoint._version import __version__
 from cas_checkpoint.cli.cat import cat_command
+from cas_checkpoint.cli.collect import collect_command
+from cas_checkpoint.cli.forget import forget_command
 from cas_checkpoint.cli.info import info_command
 from cas_checkpoint.cli.interrupts import handle_interrupts
 from cas_checkpoint.cli.list import list_command
 from cas_checkpoint.cli.output import PROGRAM
+from cas_checkpoint.cli.repair import repair_command
 from cas_checkpoint.cli.restore import restore_command
 from cas_checkpoint.cli.save import save_command
 from cas_checkpoint.cli.show import show_command
@@ -20,7 +23,18 @@ from cas_checkpoint.cli.verify import verify_command
 
 __all__ = ["commands", "main"]
 
-_ORDER = [save_command, restore_command, list_command, show_command, cat_command, verify_command, info_command]
+_ORDER = [
+    save_command,
+    restore_command,
+    list_command,
+    show_command,
+    cat_command,
+    forget_command,
+    collect_command,
+    verify_command,
+    repair_command,
+    info_command,
+]
 
 
 class _Commands(click.Group):

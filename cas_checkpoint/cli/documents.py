@@ -15,10 +15,11 @@ from cas_checkpoint.cli.text import clean, nanoseconds_text, path_text, time_tex
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cas_checkpoint import Entry, Notice, RestoreResult, Snapshot, StoreInfo, VerifyReport
+    from cas_checkpoint import CollectReport, Entry, Notice, RestoreResult, Snapshot, StoreInfo, VerifyReport
 
 __all__ = [
     "Document",
+    "collect_document",
     "entry_document",
     "info_document",
     "notices_document",
@@ -99,6 +100,7 @@ def restore_document(snapshot: Snapshot, result: RestoreResult) -> Document:
         "files": result.files,
         "files_unchanged": result.files_unchanged,
         "bytes_written": result.bytes_written,
+        "lost": [path_fields("path", path) for path in result.lost],
         "warnings": notices_document(result.notices),
     }
 
@@ -117,6 +119,11 @@ def verify_document(report: VerifyReport) -> Document:
         "lost": [{"snapshot": item.snapshot, **path_fields("path", item.path)} for item in report.lost],
         **counts,
     }
+
+
+def collect_document(report: CollectReport) -> Document:
+    """Return what a collection did."""
+    return {**report._asdict(), "bytes_freed": report.bytes_freed}
 
 
 def info_document(info: StoreInfo) -> Document:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 import cas_checkpoint
@@ -9,7 +11,7 @@ from cas_checkpoint.cli.documents import restore_document
 from cas_checkpoint.cli.output import Terminal
 from cas_checkpoint.cli.progress import watch
 from cas_checkpoint.cli.text import counted, size_text
-from cas_checkpoint.cli.verbs import WARNED, Verb, verb, workers_option
+from cas_checkpoint.cli.verbs import DAMAGED, WARNED, Verb, verb, workers_option
 
 __all__ = ["restore_command"]
 
@@ -22,6 +24,13 @@ __all__ = ["restore_command"]
 )
 @click.option("--exact", is_flag=True, help="Remove what the snapshot does not have.")
 @click.option("--owner", is_flag=True, help="Set owners and groups, where they were recorded.")
+@click.option(
+    "--damaged",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="Of files that are damaged in the store: fail at the first, or leave them out.",
+)
 @workers_option
 @verb
 def restore_command(
@@ -33,11 +42,13 @@ def restore_command(
     paths: tuple[str, ...],
     exact: bool,
     owner: bool,
+    damaged: Literal["fail", "skip"],
     workers: int | None,
 ) -> int:
     """Write the snapshot REF into the directory TARGET, which is created if it is not there.
 
     Files that are there already are written again only if they differ. Others stay, but for --exact.
+    With --damaged skip, whatever is intact is restored, and the exit code is 12 if anything was left out.
     """
     if exact and paths:
         raise click.UsageError("--exact restores whole snapshots: it cannot be combined with --path")
@@ -45,7 +56,9 @@ def restore_command(
     snapshot = store.snapshot(ref)
     terminal.outcome = lambda: "files that are complete stay, nothing partial was left"
     with watch(terminal, wrote="written") as monitor:
-        result = store.restore(snapshot, target, paths=paths or None, exact=exact, owner=owner, monitor=monitor)
+        result = store.restore(
+            snapshot, target, paths=paths or None, exact=exact, owner=owner, damaged=damaged, monitor=monitor
+        )
     if terminal.json:
         terminal.document(restore_document(snapshot, result))
     terminal.warnings(result.notices)
@@ -53,4 +66,7 @@ def restore_command(
         f"restored {snapshot.series}@{snapshot.sequence} into {result.path}: {counted(result.files, 'file')}, "
         f"{result.files_unchanged} of them there already; {size_text(result.bytes_written)} written"
     )
+    if result.lost:
+        terminal.complain(f"{counted(len(result.lost), 'file')} left out, damaged in the store")
+        return DAMAGED
     return WARNED if result.notices else 0

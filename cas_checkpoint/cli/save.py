@@ -60,6 +60,7 @@ def _parse_metrics(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 )
 @click.option("--owner", is_flag=True, help="Record owners and groups.")
 @click.option("--no-files-cache", is_flag=True, help="Read all files, even those that seem to be unchanged.")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Forget all but the N newest of the series.")
 @workers_option
 @verb
 def save_command(
@@ -75,6 +76,7 @@ def save_command(
     on_error: Literal["fail", "skip"],
     owner: bool,
     no_files_cache: bool,
+    keep: int | None,
     workers: int | None,
 ) -> int:
     """Save the contents of the directory PATH, or the file PATH, as the next snapshot of a series.
@@ -98,10 +100,12 @@ def save_command(
             on_error=on_error,
             owner=owner,
             files_cache=not no_files_cache,
+            keep=keep,
             monitor=monitor,
         )
     terminal.outcome = lambda: f"the snapshot {snapshot.id} was made"
     _tell(terminal, snapshot)
+    store.settle()
     return WARNED if snapshot.warnings else 0
 
 

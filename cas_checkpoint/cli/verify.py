@@ -14,37 +14,79 @@ from cas_checkpoint.cli.text import counted, size_text
 from cas_checkpoint.cli.verbs import DAMAGED, Verb, verb, workers_option
 
 if TYPE_CHECKING:
-    from cas_checkpoint import VerifyReport
+    from collections.abc import Iterable
 
-__all__ = ["verify_command"]
+    from cas_checkpoint import AffectedPath, Problem, VerifyReport
+    from cas_checkpoint.verifying import Depth
+
+__all__ = ["verify_command", "write_findings", "write_paths"]
+
+_DEFAULT_SAMPLE = 0.05
 
 
 @click.command("verify", cls=Verb, short_help="Check that every snapshot can be restored.")
-@click.option("--structure-only", is_flag=True, help="Do not read the data; files that are lost are then not told.")
+@click.option(
+    "--depth",
+    type=click.Choice(["structure", "sample", "data"]),
+    help="Read no data (files that are lost are then not told), a sample of it, or all.  [default: data]",
+)
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Read this share of all chunks; means --depth sample.  [default: 0.05]",
+)
+@click.option("--seed", type=int, metavar="N", help="Which chunks a sample reads.  [default: at random]")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Note there what was found intact, and if this is interrupted, go on from there the next time.",
+)
 @workers_option
 @verb
-def verify_command(terminal: Terminal, url: str, *, structure_only: bool, workers: int | None) -> int:
+def verify_command(
+    terminal: Terminal,
+    url: str,
+    *,
+    depth: Depth | None,
+    sample: float | None,
+    seed: int | None,
+    resume: str | None,
+    workers: int | None,
+) -> int:
     """Check that every snapshot can be restored; tell what is wrong, and which files are lost.
 
-    Nothing is repaired. Problems go to stdout, and the exit code is 12 if there are any.
+    Nothing is repaired: that is what `repair` is for. Problems go to stdout, and the exit code is 12 if there are any.
     """
+    chosen: Depth = depth or ("data" if sample is None else "sample")
+    if chosen != "sample" and (sample is not None or seed is not None):
+        raise click.UsageError("--sample and --seed are for --depth sample")
+    if chosen != "data" and resume is not None:
+        raise click.UsageError("--resume is for --depth data")
     store = cas_checkpoint.Store.open(url, workers=workers)
     with watch(terminal, read="verified") as monitor:
-        report = store.verify(data=not structure_only, monitor=monitor)
+        report = store.verify(depth=chosen, sample=sample or _DEFAULT_SAMPLE, seed=seed, resume=resume, monitor=monitor)
     if terminal.json:
         terminal.document(verify_document(report))
     else:
-        _write_findings(terminal, report)
+        write_findings(terminal, report.problems, report.lost)
     _tell(terminal, report)
     return 0 if report.ok else DAMAGED
 
 
-def _write_findings(terminal: Terminal, report: VerifyReport) -> None:
-    for problem in report.problems:
+def write_findings(terminal: Terminal, problems: Iterable[Problem], lost: Iterable[AffectedPath]) -> None:
+    """Write what is wrong, a line for each."""
+    for problem in problems:
         users = f"; needed by {', '.join(problem.snapshots)}" if problem.snapshots else ""
         terminal.line(f"problem  {problem.key}: {problem.message}{users}")
-    for snapshot, path in report.lost:
-        terminal.line(f"lost     {snapshot}  {path or '(its list of files)'}")
+    write_paths(terminal, "lost", lost)
+
+
+def write_paths(terminal: Terminal, what: str, paths: Iterable[AffectedPath]) -> None:
+    """Write what became of files, a line for each."""
+    for snapshot, path in paths:
+        terminal.line(f"{what:7}  {snapshot}  {path or '(its list of files)'}")
 
 
 def _tell(terminal: Terminal, report: VerifyReport) -> None:
@@ -52,6 +94,11 @@ def _tell(terminal: Terminal, report: VerifyReport) -> None:
         terminal.message(
             f"{counted(report.garbage_objects, 'object')} ({size_text(report.garbage_size)}) of no snapshot: "
             "left by saves that did not finish, or still under way"
+        )
+    if report.quarantined_objects:
+        terminal.message(
+            f"{counted(report.quarantined_objects, 'object')} ({size_text(report.quarantined_size)}) in quarantine: "
+            "put aside by 'repair'"
         )
     found = "all is well"
     if not report.ok:

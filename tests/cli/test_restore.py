@@ -56,6 +56,7 @@ def test_document(cli, saved, target):
         "files": 2,
         "files_unchanged": 1,
         "bytes_written": 300_000,
+        "lost": [],
         "warnings": [],
     }
 
@@ -77,6 +78,24 @@ def test_damage(cli, saved, target, damage):
     assert result.exit_code == 12
     assert "packs/" in result.stderr
     assert not (target / "sub" / "b.bin").exists()
+
+
+def test_what_is_damaged_may_be_left_out(cli, saved, target, damage):
+    damage()
+    result = cli("restore", "latest", target, "--damaged", "skip", "--json")
+    assert result.exit_code == 12
+    assert "1 file left out, damaged in the store" in result.stderr
+    document = json.loads(result.stdout)
+    assert [item["path"] for item in document["lost"]] == ["sub/b.bin"]
+    (warning,) = document["warnings"]
+    assert warning["path"] == f"{target}/sub/b.bin"
+    assert "packs/" in warning["message"]
+    assert (target / "a.txt").exists()
+    assert not (target / "sub" / "b.bin").exists()
+
+
+def test_another_word_for_damage_is_refused(cli, saved, target):
+    assert cli("restore", "latest", target, "--damaged", "ignore").exit_code == 2
 
 
 def test_interrupted(cli, saved, target, monkeypatch):

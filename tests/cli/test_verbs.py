@@ -13,17 +13,20 @@ from cas_checkpoint.cli import commands
 from cas_checkpoint.cli.interrupts import Interrupted, handle_interrupts
 from cas_checkpoint.errors import CasCheckpointError
 
-READING = {
+EXISTING = {
     "restore": ["latest", "target"],
     "list": [],
     "show": ["latest"],
     "cat": ["latest", "a"],
+    "forget": ["latest"],
+    "collect": [],
     "verify": [],
+    "repair": [],
     "info": [],
 }
-ALL = {"save": ["."], **READING}
+ALL = {"save": ["."], **EXISTING}
 each_verb = pytest.mark.parametrize(("verb", "arguments"), ALL.items(), ids=list(ALL))
-each_reading_verb = pytest.mark.parametrize(("verb", "arguments"), READING.items(), ids=list(READING))
+each_existing_verb = pytest.mark.parametrize(("verb", "arguments"), EXISTING.items(), ids=list(EXISTING))
 
 
 def test_help_tells_every_verb_and_exit_code(cli):
@@ -61,7 +64,7 @@ def test_no_store_given(cli, verb, arguments):
     assert json.loads(result.stdout)["error"]["exit_code"] == 2
 
 
-@each_reading_verb
+@each_existing_verb
 def test_no_store_there(cli, place, verb, arguments):
     result = cli(verb, *arguments)
     assert result.exit_code == 10

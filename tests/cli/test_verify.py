@@ -10,9 +10,9 @@ def test_all_is_well(cli, saved):
     assert "all is well" in result.stderr
 
 
-def test_structure_only_reads_no_data(cli, saved, damage):
+def test_the_structure_alone_needs_no_data(cli, saved, damage):
     damage()
-    result = cli("verify", "--structure-only", "--json")
+    result = cli("verify", "--depth", "structure", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["bytes_read"] == 0
 
@@ -42,7 +42,7 @@ def test_document(cli, saved, damage):
 def test_a_missing_object(cli, place, saved, kind):
     (item,) = (place / kind).iterdir()
     item.unlink()
-    result = cli("verify", "--structure-only")
+    result = cli("verify", "--depth", "structure")
     assert result.exit_code == 12
     assert f"problem  {kind}/{item.name}: " in result.stdout
     assert saved.id in result.stdout
@@ -62,3 +62,39 @@ def test_progress_on_a_terminal(on_terminal, saved):
     assert run.finish() == 0
     assert b"verified" in run.seen
     assert b"all is well" in run.seen
+
+
+def test_a_sample(cli, saved, damage):
+    assert cli("verify", "--sample", "1").exit_code == 0
+    damage()
+    result = cli("verify", "--sample", "1", "--seed", "3")
+    assert result.exit_code == 12
+    assert f"lost     {saved.id}  sub/b.bin" in result.stdout
+    some = [json.loads(cli("verify", "--depth", "sample", "--json", "--seed", "5").stdout)["bytes_read"] for _ in "12"]
+    assert some[0] == some[1] < 300_000
+
+
+def test_notes_of_an_interrupted_verification(cli, saved, tmp_path):
+    notes = tmp_path / "notes"
+    assert cli("verify", "--resume", notes).exit_code == 0
+    assert not notes.exists()
+    notes.write_bytes(b"something else")
+    result = cli("verify", "--resume", notes)
+    assert result.exit_code == 2
+    assert "is not the file of an interrupted verification" in result.stderr
+    assert notes.read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--depth", "data", "--sample", "0.5"),
+        ("--depth", "structure", "--seed", "1"),
+        ("--seed", "1"),
+        ("--depth", "sample", "--resume", "notes"),
+        ("--sample", "0"),
+        ("--depth", "all"),
+    ],
+)
+def test_options_that_do_not_go_together(cli, saved, options):
+    assert cli("verify", *options).exit_code == 2

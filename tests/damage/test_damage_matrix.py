@@ -13,6 +13,7 @@ from cas_checkpoint.errors import DamagedStore, NotAStore, SnapshotNotFound, Uns
 from cas_checkpoint.store import Store
 
 KINDS = ["header", "pack", "index", "manifest", "commit", "inline commit"]
+DEPTHS = ["structure", "sample", "data"]
 ALL = {"first", "second", "small", "tiny"}
 NEEDED_BY = {
     "pack": {"first", "second"},
@@ -68,8 +69,8 @@ def inflict(damaged, kind, case):
 
 def test_the_store_is_whole_before(damaged):
     store = damaged.open()
-    for data in (True, False):
-        assert store.verify(data=data).ok
+    for depth in DEPTHS:
+        assert store.verify(depth=depth).ok
     for series in ALL:
         assert damaged.outcome(store, series) is None
         assert damaged.read(store, series) == []
@@ -86,8 +87,8 @@ def test_a_damaged_header_opens_no_store_and_changes_nothing_for_who_has_opened_
         with pytest.raises((DamagedStore, UnsupportedStore)) as caught:
             Store.open(damaged.root, create=create, durable=False)
         assert not isinstance(caught.value, NotAStore)
-    for data in (True, False):
-        assert [problem.key for problem in store.verify(data=data).problems] == [key]
+    for depth in DEPTHS:
+        assert [problem.key for problem in store.verify(depth=depth).problems] == [key]
     assert {damaged.outcome(store, series) for series in ALL} == {None}
 
 
@@ -131,7 +132,7 @@ def test_damage_is_found_and_told_and_what_does_not_need_the_object_is_restored(
     if kind == "pack":
         assert lost == {damaged.ids[series] for series in failed}
 
-    structure = store.verify(data=False)
+    structure = store.verify(depth="structure")
     in_a_blob = kind == "pack" and case in ("flipped at a quarter", "flipped in the middle", "flipped near the end")
     assert structure.ok is (silent or in_a_blob)
     assert structure.bytes_read == 0
@@ -169,6 +170,25 @@ def test_saving_goes_on_beside_damage_and_what_it_saves_is_whole(damaged, kind, 
     snapshot = store.save(fresh, series="new")
     assert {entry.name: snapshot.read_bytes(entry.path) for entry in snapshot.entries()} == fresh
     assert snapshot.id not in {name for problem in store.verify().problems for name in problem.snapshots}
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("case", CASES)
+def test_a_repair_costs_nothing_and_a_second_one_finds_nothing_to_do(damaged, kind, case):
+    inflict(damaged, kind, case)
+    store = damaged.open()
+    before = {series for series in ALL if damaged.outcome(store, series) is None}
+    readable = {series: len(damaged.read(store, series)) for series in ALL}
+    report = store.repair()
+    assert before <= {series for series in ALL if damaged.outcome(store, series) is None}
+    for series in ALL:
+        assert len(damaged.read(store, series)) <= readable[series]
+    found = store.verify()
+    assert found.lost == report.lost
+    assert found.ok is report.ok
+    again = store.repair()
+    assert (again.quarantined, again.corrected, again.healed) == ((), (), ())
+    assert (again.lost, again.left) == (report.lost, report.left)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -741,3 +741,21 @@ def test_a_destination_that_is_removed_is_made_again_by_the_save_after_the_one_t
         checkpoint.write(b"2")
     checkpoint.write(b"3")
     assert SyncCheckpoint(tmp_path / "other", tmp_path / "dest").read() == b"3"
+
+
+# --- keeping few ---
+
+
+def test_keep_forgets_all_but_the_newest(tmp_path):
+    checkpoint = SyncCheckpoint(str(tmp_path / "dest"), keep=2)
+    for number in range(4):
+        checkpoint.write(b"step %d" % number)
+    snapshots = Store.open(tmp_path / "dest").snapshots()
+    assert [snapshot.sequence for snapshot in snapshots] == [4, 3]
+    assert SyncCheckpoint(str(tmp_path / "next"), str(tmp_path / "dest")).read() == b"step 3"
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, "2"])
+def test_an_impossible_number_to_keep_is_refused(tmp_path, keep):
+    with pytest.raises(InvalidArgument, match="keep"):
+        SyncCheckpoint(str(tmp_path / "dest"), keep=keep)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cas_checkpoint import forecasts
+from cas_checkpoint import forecasts, segments
 from cas_checkpoint.buffers import ReadBuffers
 from cas_checkpoint.chunking import ChunkerParameters, Cutter
 from cas_checkpoint.forecasts import Candidate, Forecast
@@ -16,6 +16,7 @@ from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import StoreId, chunk_id
 from cas_checkpoint.manifests import ChunkRef, decode_refs
 from cas_checkpoint.packing import Packer
+from cas_checkpoint.segments import Segment
 from cas_checkpoint.streams import StreamReader
 
 SMALL = ChunkerParameters("fastcdc-2020", 64, 256, 1024, 1, 0)
@@ -55,6 +56,10 @@ def cut(data):
     return chunks_of(data, CUTTER.cuts(data, final=True)) if data else []
 
 
+def whole(data, cutter=CUTTER):
+    return Segment(memoryview(data), cutter)
+
+
 def candidate(refs):
     return Candidate(refs[0], lambda: refs)
 
@@ -76,7 +81,7 @@ def run(data, forecast, *, sizes=(), cutter=CUTTER):
         came = len(data) if final else min(len(data), came + size)
         before = start
         if not forecast.over:
-            for end, known in forecast.cuts(view[before:came], cutter, final=final):
+            for end, known in forecast.cuts(Segment(view[before:came], cutter), 0, final=final):
                 assert known == chunk_id(view[start : before + end])
                 chunks.append(ChunkRef(known, before + end - start))
                 start = before + end
@@ -262,7 +267,7 @@ def test_a_forecast_that_fails_too_often_is_over():
     forecast = forecast_of(DATA)
     cutter = CountingCutter()
     other = noise(100_000, 7)
-    found = forecast.cuts(memoryview(other), cutter, final=True)
+    found = forecast.cuts(whole(other, cutter), 0, final=True)
     assert forecast.over
     assert len(found) == cutter.calls == forecasts._MAX_MISSES + 1
     assert [end for end, _ in found] == CUTTER.cuts(other, final=True)[: len(found)]
@@ -281,13 +286,32 @@ def test_misses_count_only_in_a_row():
     assert len({ref.chunk for ref in cut(old)} & {ref.chunk for ref in chunks}) > len(chunks) / 2
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_where_chunks_were_changed_in_their_places_cuts_are_looked_for_in_them_alone(every, monkeypatch):
+    before = cut(DATA)[:60]
+    data, position, changed = bytearray(DATA[: sum(ref.size for ref in before)]), 0, 0
+    for number, ref in enumerate(before):
+        if number % every == 0:
+            data[position + 10] ^= 1  # where no cut can be, nor anything that moves one
+            changed += 1
+        position += ref.size
+    hashed = []
+    monkeypatch.setattr(segments, "chunk_id", lambda piece: hashed.append(len(piece)) or chunk_id(piece))
+    cutter = CountingCutter()
+    chunks = run(bytes(data), Forecast([candidate(before)]), cutter=cutter)
+    assert [ref.size for ref in chunks] == [ref.size for ref in before]
+    assert sum(ref in before for ref in chunks) == len(before) - changed
+    assert cutter.calls == changed
+    assert sum(hashed) == len(data)  # each byte once
+
+
 def test_a_chunk_beyond_the_horizon_is_not_looked_for(monkeypatch):
     before = cut(DATA)
     gone = sum(ref.size for ref in before[:50])
     for horizon, over in ((51, False), (50, True)):
         monkeypatch.setattr(forecasts, "_HORIZON", horizon)
         forecast = forecast_of(DATA)
-        forecast.cuts(memoryview(DATA[gone : gone + 5000]), CUTTER, final=False)
+        forecast.cuts(whole(DATA[gone : gone + 5000]), 0, final=False)
         assert (forecast._next == 0) == over
 
 
@@ -300,7 +324,7 @@ def test_no_candidates_no_forecast():
 
 def test_a_candidate_without_chunks_is_no_forecast():
     forecast = Forecast([Candidate(cut(DATA)[0], tuple)])
-    assert forecast.cuts(memoryview(DATA), CUTTER, final=True) == []
+    assert forecast.cuts(whole(DATA), 0, final=True) == []
     assert forecast.over
 
 
@@ -327,7 +351,7 @@ def test_of_several_candidates_the_one_that_begins_as_the_data_does_is_chosen(wh
 def test_of_several_candidates_none_is_chosen_if_none_begins_so():
     calls = []
     forecast = Forecast([asked(cut(noise(10_000, seed)), calls) for seed in (1, 2, 3)])
-    assert forecast.cuts(memoryview(DATA), CUTTER, final=True) == []
+    assert forecast.cuts(whole(DATA), 0, final=True) == []
     assert forecast.over
     assert calls == []
 

@@ -260,6 +260,41 @@ def test_no_call_gets_more_than_the_system_takes(backend, monkeypatch):
     assert backend.get("a", max_size=100) == b"122333" + b"4" * 25 + b"5"
 
 
+@pytest.fixture
+def begun(monkeypatch):
+    """Record which part of a file the disk is told to begin with, as (offset, size), and when it is waited for."""
+    recorded, sync = [], os.fsync
+    monkeypatch.setattr(descriptors, "_EARLY_CALL", 10)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *part: recorded.append(part[:2]), raising=False)
+    monkeypatch.setattr(os, "fsync", lambda fd: (recorded.append("sync"), sync(fd)))
+    return recorded
+
+
+def test_the_disk_begins_while_the_rest_of_an_object_is_written(root, begun):
+    backend = LocalBackend(root)
+    backend.put("packs/00", [b"1234", b"5" * 25, b"6"])
+    assert begun[-4:] == [(0, 10), (10, 10), "sync", "sync"]  # the file's, then its directory's
+    assert backend.get("packs/00", max_size=30) == b"1234" + b"5" * 25 + b"6"
+
+
+def test_the_disk_begins_early_with_nothing_that_is_small_or_need_not_last(root, backend, begun):
+    LocalBackend(root).put("packs/00", [b"1234567890"])
+    backend.put("packs/01", [b"5" * 100])
+    assert set(begun) == {"sync"}
+
+
+@pytest.mark.parametrize("how", ["refused", "unknown"])
+def test_that_the_disk_will_not_begin_early_is_no_error(root, monkeypatch, begun, how):
+    if how == "refused":
+        monkeypatch.setattr(os, "posix_fadvise", refuse(errno.ESPIPE), raising=False)
+    else:
+        monkeypatch.delattr(os, "posix_fadvise")
+    backend = LocalBackend(root)
+    backend.put("packs/00", [b"5" * 100])
+    assert backend.get("packs/00", max_size=100) == b"5" * 100
+    assert begun[-2:] == ["sync", "sync"]
+
+
 def test_a_write_that_gets_nowhere_ends(backend, monkeypatch):
     monkeypatch.setattr(os, "writev", lambda *_: 0)
     with pytest.raises(StorageError, match="nothing was written"):

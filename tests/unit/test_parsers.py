@@ -32,6 +32,7 @@ from cas_checkpoint.manifests import (
     encode_ref,
 )
 from cas_checkpoint.marks import Mark, mark_key, parse_mark_key
+from cas_checkpoint.moves import Move, MoveKey, parse_move_key
 from cas_checkpoint.packs import PACK_TAIL_SIZE, PackBuilder, check_pack, footer_size, parse_footer, read_tail
 from cas_checkpoint.pointers import Pointer
 from cas_checkpoint.records import CHECKSUM_SIZE, MAX_RECORD_SIZE, Kind, decode_record, make_head, pack_value
@@ -80,11 +81,13 @@ ENTRIES = [
 STREAM = b"".join(map(encode_entry, ENTRIES))
 BLOB = Encoder().blob(bytes(500))
 
+MOVE_KEY = str(MoveKey(PACK, NAME))
 RECORDS = {
     Kind.HEADER: (Header.decode, Header(STORE).encode()),
     Kind.MANIFEST: (Manifest.decode, MANIFEST.encode()),
     Kind.COMMIT: (Commit.decode, COMMIT.encode()),
     Kind.MARK: (Mark.decode, Mark(NAME, frozenset({PACK})).encode()),
+    Kind.MOVE: (Move.decode, Move(MoveKey(PACK, NAME), frozenset({PACK, PackId(NAME)})).encode()),
     Kind.POINTER: (Pointer.decode, Pointer("s3://bucket/store", STORE, "series").encode()),
 }
 
@@ -331,7 +334,8 @@ odd_text = st.text(st.characters(), max_size=40)  # with lone surrogates, as fil
 @settings(deadline=None, max_examples=200)
 @given(text=odd_text, at=st.integers(0, 60), length=st.integers(0, 20))
 def test_keys_of_any_text_are_read_or_are_none(text, at, length):
-    for parse, valid in ((parse_commit_key, str(COMMIT.key)), (parse_mark_key, mark_key(7, closed=True))):
+    keys = (parse_commit_key, str(COMMIT.key)), (parse_mark_key, mark_key(7, closed=True)), (parse_move_key, MOVE_KEY)
+    for parse, valid in keys:
         for key in (text, valid[:at] + text + valid[at + length :], f"commits/{text}" + valid[-50:]):
             assert parse(key) is None or key.isascii()
 
@@ -388,7 +392,7 @@ def test_a_hostile_value_takes_little_memory(value):
 @pytest.mark.parametrize("size", [MAX_RECORD_SIZE, MAX_RECORD_SIZE + 1, 2**32 - 1])
 def test_a_record_that_declares_a_huge_body_takes_no_more_than_its_limit(kind, size):
     parse, _ = RECORDS[kind]
-    limit = MAX_RECORD_SIZE if kind in {Kind.MANIFEST, Kind.MARK} else 0
+    limit = MAX_RECORD_SIZE if kind in {Kind.MANIFEST, Kind.MARK, Kind.MOVE} else 0
     for declared in (size, 2**40, 2**64 - 2):
         data = sealed_record(kind, b"", size=size, codec=Codec.ZSTD, payload=huge_frame(declared, b"\x03\x00\x00"))
         assert peak(parse, data) < SMALL + limit

@@ -22,7 +22,7 @@ def test_what_is_exported():
         "Checkpoint", "SyncCheckpoint",
         "Store", "StoreInfo", "Snapshot", "SaveStats", "RestoreResult",
         "Entry", "EntryType", "Owner",
-        "VerifyReport", "Problem", "AffectedPath",
+        "VerifyReport", "Problem", "AffectedPath", "CollectReport", "RepairReport",
         "Monitor", "Notice",
         "__version__",
         *cas_checkpoint.errors.__all__,

@@ -14,15 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from cas_checkpoint import restoring, selections
+from cas_checkpoint import fallbacks, restoring, selections
 from cas_checkpoint.backends import LocalBackend
+from cas_checkpoint.checkpointer import SyncCheckpoint
+from cas_checkpoint.commits import pack_key
 from cas_checkpoint.errors import (
     CasCheckpointError,
     DamagedObject,
     DamagedStore,
     EntryNotFound,
+    InvalidArgument,
     MissingObject,
     RestoreError,
+    SnapshotNotFound,
     StorageError,
     TargetObstructed,
 )
@@ -608,3 +612,320 @@ def test_a_file_that_is_there_is_right_even_if_its_chunks_are_gone(store, target
     store.restore(snapshot, target)
     blind = failing(store, 1, StorageError("gone"))  # only the entries
     assert blind.restore(snapshot.id, target).files_unchanged == 1
+
+
+# --- what is lost -------------------------------------------------------------------------------
+
+
+def pack_paths(store):
+    return sorted((path for path in Path(store.url, "packs").iterdir()), key=lambda path: path.stat().st_size)
+
+
+def damage_request(store, request):
+    """Alter a chunk in the store; the request is one for it alone."""
+    path = Path(store.url, pack_key(request.pack))
+    data = bytearray(path.read_bytes())
+    data[request.offset + request.size // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def damage_chunk(store, snapshot, name, number=0):
+    """Alter a chunk of a file in the store."""
+    reader = snapshot.reader()
+    (entry,) = (entry for entry in reader.entries() if entry.name == name)
+    damage_request(store, reader.plan(list(reader.refs(entry.content))[number:][:1])[0])
+
+
+def damage_list(store, snapshot):
+    """Alter the stream of entries in the store."""
+    reader = snapshot.reader()
+    damage_request(store, reader.plan(list(reader.refs(reader.manifest().entries))[:1])[0])
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A tree with a large file, small ones, and links."""
+    root = tmp_path / "source"
+    (root / "sub").mkdir(parents=True)
+    (root / "big").write_bytes(noise(6 * MIB, 1))
+    (root / "sub/one").write_bytes(noise(200_000, 2))
+    (root / "sub/two").write_bytes(noise(200_000, 3))
+    (root / "same").hardlink_to(root / "big")
+    (root / "link").symlink_to("big")
+    return root
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("window", [2**14, 5])
+def test_files_with_lost_chunks_may_be_left_out(store, source, target, monkeypatch, near, window):
+    monkeypatch.setattr(restoring, "_WINDOW_CHUNKS", window)
+    snapshot = store.save(source)
+    damage_chunk(store, snapshot, "big", 7)
+    monkeypatch.setattr(LocalBackend, "near", near)
+    with pytest.raises(DamagedObject):
+        store.restore(snapshot, target)
+    result = store.restore(snapshot, target, damaged="skip")
+    assert result.lost == ("big", "same")
+    assert result.files == 2
+    assert {path.name for path in target.rglob("*")} == {"link", "sub", "one", "two"}
+    assert (target / "sub/two").read_bytes() == noise(200_000, 3)
+    big, same = result.notices
+    assert big.path == f"{target}/big"
+    assert "packs/" in big.message
+    assert same.path == f"{target}/same"
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_of_a_file_that_is_lost_in_part_nothing_is_left(store, source, target, monkeypatch, is_indexed):
+    monkeypatch.setattr("cas_checkpoint.packing.PACK_SIZE", MIB)
+    snapshot = store.save({"big": noise(6 * MIB, 1), "small": noise(200_000, 2)})
+    packs = {request.pack for request in planned(snapshot, "big")} - {planned(snapshot, "small")[0].pack}
+    Path(store.url, pack_key(sorted(packs)[1])).unlink()
+    if not is_indexed:
+        for path in Path(store.url, "index").iterdir():
+            path.unlink()
+    result = store.restore(snapshot, target, damaged="skip")
+    assert (result.lost, result.files, len(result.notices)) == (("big",), 1, 1)
+    assert names(target) == ["small"]
+
+
+def planned(snapshot, name):
+    reader = snapshot.reader()
+    (entry,) = (entry for entry in reader.entries() if entry.name == name)
+    return reader.plan(list(reader.refs(entry.content)))
+
+
+def test_damage_between_the_check_and_the_restore_is_an_error(store, series, target, monkeypatch):
+    """What was written then is of that snapshot: falling back now could make a mixture."""
+    checked = fallbacks._check_and_restore
+    target.mkdir()
+    (target / "own").touch()
+
+    def damage_meanwhile(attempt, *arguments):
+        def late(*given):
+            damage_chunk(store, series[2], "sub/one")
+            return attempt(*given)
+
+        return checked(late, *arguments)
+
+    monkeypatch.setattr(fallbacks, "_check_and_restore", damage_meanwhile)
+    with pytest.raises(RestoreError, match="whole a moment ago"):
+        store.restore("latest", target, fallback="previous")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_is_lost_stays_as_it_is_in_the_target(store, source, target, exact):
+    snapshot = store.save(source)
+    damage_chunk(store, snapshot, "sub/one")
+    damage_chunk(store, snapshot, "sub/two")
+    (target / "sub").mkdir(parents=True)
+    (target / "sub/one").write_bytes(b"older")
+    (target / "sub/two").write_bytes(noise(200_000, 3))
+    result = store.restore(snapshot, target, damaged="skip", exact=exact)
+    assert result.lost == ("sub/one",)
+    assert (target / "sub/one").read_bytes() == b"older"
+    assert result.files_unchanged == 1  # what is right in the target needs nothing from the store
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_whose_list_of_chunks_is_lost_may_be_left_out(store, target, monkeypatch, is_there):
+    monkeypatch.setattr("cas_checkpoint.streams.INLINE_REFS", 4)
+    snapshot = store.save({"big": noise(4 * MIB, 1), "small": noise(200_000, 2)})
+    reader = snapshot.reader()
+    big = next(entry for entry in reader.entries() if entry.name == "big")
+    assert big.content.depth
+    damage_request(store, reader.plan(list(reader.refs(big.content, lists=True))[:1])[0])
+    if is_there:
+        target.mkdir()
+        (target / "big").write_bytes(bytes(4 * MIB))
+    result = store.restore(snapshot, target, damaged="skip")
+    assert (result.lost, result.files) == (("big",), 1)
+    assert (target / "big").exists() == is_there
+
+
+def test_if_the_list_of_entries_is_damaged_nothing_can_be_left_out(store, source, target):
+    snapshot = store.save(source)
+    damage_list(store, snapshot)
+    with pytest.raises(DamagedStore, match=r"list of what the snapshot holds.*packs/"):
+        store.restore(snapshot, target, damaged="skip")
+    assert not target.exists()
+
+
+def test_a_missing_pack_loses_only_what_is_in_it(store, tmp_path, target):
+    first = store.save({"one": noise(200_000, 1)})
+    second = store.save({"one": noise(200_000, 1), "two": noise(200_000, 2)})
+    (request,) = first.reader().plan(list(first.reader().refs(next(iter(first.entries())).content))[:1])
+    Path(store.url, pack_key(request.pack)).unlink()
+    result = store.restore(second, target, damaged="skip")
+    assert result.lost == ("one",)
+    assert (target / "two").read_bytes() == noise(200_000, 2)
+    assert request.pack.hex() in result.notices[0].message
+
+
+def test_what_is_damaged_is_restored_from_a_copy_with_a_warning(store, source, target):
+    snapshot = store.save(source)
+    indexes = [(path, path.read_bytes()) for path in Path(store.url, "index").iterdir()]
+    for path, _ in indexes:
+        path.unlink()
+    Store.open(store.url, durable=False).save(source, series="again", files_cache=False)  # knows of no copy
+    for path, data in indexes:
+        path.write_bytes(data)
+    damage_chunk(store, snapshot, "big", 3)
+    heard = Listener()
+    result = store.restore(snapshot, target, monitor=heard)
+    assert (target / "big").read_bytes() == noise(6 * MIB, 1)
+    assert result.lost == ()
+    assert result.notices == tuple(heard.notices)
+    (notice,) = heard.notices
+    assert "a copy was read from packs/" in notice.message
+
+
+class Listener(Monitor):
+    def __init__(self):
+        self.notices = []
+
+    def warning(self, notice):
+        self.notices.append(notice)
+
+
+@pytest.mark.parametrize(
+    "options", [{"damaged": "ignore"}, {"fallback": "next"}, {"damaged": "skip", "fallback": "previous"}]
+)
+def test_words_for_damage_are_checked(store, target, options):
+    snapshot = store.save(b"x")
+    with pytest.raises(InvalidArgument):
+        store.restore(snapshot, target, **options)
+
+
+# --- an older one instead -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def series(store, source):
+    """Three snapshots; the second has a file that the others have not, the last a changed one."""
+    first = store.save(source)
+    (source / "extra").write_bytes(noise(200_000, 4))
+    second = store.save(source)
+    (source / "extra").unlink()
+    (source / "new").mkdir()
+    (source / "new/deep").write_bytes(noise(200_000, 5))
+    (source / "sub/one").write_bytes(noise(300_000, 6))
+    return [first, second, store.save(source)]
+
+
+def content(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("ref", ["latest", "default@latest", "default@3", "object"])
+@pytest.mark.parametrize("state", ["absent", "empty"])
+def test_the_next_older_snapshot_takes_the_place_of_a_damaged_one(store, series, target, tmp_path, ref, state):
+    damage_chunk(store, series[2], "sub/one")
+    if state == "empty":
+        target.mkdir()
+    heard = Listener()
+    with pytest.raises(DamagedObject):
+        store.restore("latest", tmp_path / "other")
+    wanted = series[2] if ref == "object" else ref
+    result = store.restore(wanted, target, fallback="previous", monitor=heard)
+    assert result.snapshot == series[1].id
+    (notice,) = heard.notices
+    assert result.notices == (notice,)
+    assert (notice.path, "default@2" in notice.message, "packs/" in notice.message) == ("default@3", True, True)
+    store.restore(series[1], tmp_path / "expected")
+    assert content(target) == content(tmp_path / "expected")
+    assert not (target / "new").exists()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_target_that_holds_something_becomes_no_mixture(store, series, target, tmp_path, exact):
+    damage_chunk(store, series[2], "sub/one")
+    (target / "sub").mkdir(parents=True)
+    (target / "sub/one").write_bytes(b"older")
+    (target / "own").write_bytes(b"mine")
+    result = store.restore("latest", target, fallback="previous", exact=exact)
+    assert result.snapshot == series[1].id
+    store.restore(series[1], tmp_path / "expected")
+    own = {} if exact else {"own": b"mine"}
+    assert content(target) == content(tmp_path / "expected") | own
+    assert not (target / "new").exists()
+
+
+def test_what_is_whole_is_restored_without_a_word(store, series, target):
+    result = store.restore("latest", target, fallback="previous")
+    assert (result.snapshot, result.notices) == (series[2].id, ())
+
+
+def test_several_damaged_ones_are_passed_over(store, series, target):
+    damage_chunk(store, series[2], "sub/one")
+    damage_chunk(store, series[1], "extra")
+    assert store.restore("latest", target, fallback="previous").snapshot == series[0].id
+
+
+@pytest.mark.parametrize("state", ["absent", "empty", "full"])
+def test_if_all_are_damaged_the_newest_is_told(store, series, target, state):
+    for snapshot in series:
+        damage_list(store, snapshot)
+    newest = pack_key(series[2].reader().manifest().packs[-1].pack)
+    if state != "absent":
+        target.mkdir()
+    if state == "full":
+        (target / "own").touch()
+    with pytest.raises(DamagedObject, match="packs/"):
+        store.restore("latest", target, fallback="previous")
+    assert Path(store.url, newest).exists()
+    assert target.exists() == (state != "absent")
+    assert [path.name for path in target.glob("*")] == (["own"] if state == "full" else [])
+
+
+def test_a_damaged_commit_is_passed_over(store, series, target):
+    path = Path(store.url, str(series[2].reader().key))
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedObject):
+        store.restore("latest", target)
+    assert store.restore("latest", target, fallback="previous").snapshot == series[1].id
+
+
+def test_a_snapshot_that_was_forgotten_is_not_replaced(store, series, target):
+    store.forget(series[2])
+    for pack in pack_paths(store):
+        pack.unlink()
+    with pytest.raises(SnapshotNotFound):
+        store.restore(series[2], target, fallback="previous")
+    with pytest.raises(SnapshotNotFound):
+        store.restore("nothing@latest", target, fallback="previous")
+
+
+def test_a_path_that_only_the_damaged_snapshot_has_is_damage(store, series, target):
+    damage_chunk(store, series[2], "new/deep")
+    with pytest.raises(DamagedObject):
+        store.restore("latest", target, fallback="previous", paths=["new"])
+
+
+def test_a_checkpoint_may_be_resumed_from_an_older_snapshot(store, tmp_path, caplog):
+    for number in range(2):
+        last = SyncCheckpoint(store.url, durable=False).write(noise(300_000, 20 + number))
+    damage_chunk(store, last, "_dst_cp")
+    strict = SyncCheckpoint(store.url, store.url)
+    with pytest.raises(DamagedObject):
+        strict.read()
+    with pytest.raises(DamagedObject):
+        strict.restore()
+    resumed = SyncCheckpoint(store.url, store.url, fallback="previous")
+    assert resumed.read() == noise(300_000, 20)
+    assert (resumed.restore() / "_dst_cp").read_bytes() == noise(300_000, 20)
+    assert caplog.text.count("default@2: is damaged") == 2
+    with pytest.raises(InvalidArgument):
+        SyncCheckpoint(store.url, fallback="next")
+
+
+def test_a_checkpoint_without_an_intact_older_snapshot_is_damaged(store):
+    last = SyncCheckpoint(store.url, durable=False).write(noise(300_000, 20))
+    damage_chunk(store, last, "_dst_cp")
+    resumed = SyncCheckpoint(store.url, store.url, fallback="previous")
+    with pytest.raises(DamagedObject):
+        resumed.read()
+    with pytest.raises(DamagedObject):
+        resumed.restore()

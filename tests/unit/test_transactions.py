@@ -165,23 +165,23 @@ def test_a_commit_must_lie_where_it_says_and_belong_to_the_store(backend):
 
 
 class Interfering(LocalBackend):
-    """Does something once, just after the manifest of a save was written."""
+    """Does something once, or several times, each just after the manifest of a save was written."""
 
-    def __init__(self, root, action):
+    def __init__(self, root, action, times):
         super().__init__(root, durable=False)
-        self.action = action
+        self.action, self.times = action, times
 
     def put(self, key, parts):
         super().put(key, parts)
-        if key.startswith("manifests/") and self.action:
-            action, self.action = self.action, None
-            action(self)
+        if key.startswith("manifests/") and self.times:
+            self.times -= 1
+            self.action(self)
 
 
-def interfered(store, action):
-    """Return a view of the store in which `action` happens after the next manifest."""
+def interfered(store, action, *, times=1):
+    """Return a view of the store in which `action` happens after the next manifests."""
     changed = Store.open(store.url, durable=False)
-    changed._backend = Interfering(store.url, action)
+    changed._backend = Interfering(store.url, action, times)
     return changed
 
 
@@ -252,20 +252,50 @@ def test_a_seekable_reader_is_read_again_from_where_it_stood(store):
     assert second.read_bytes("_dst_cp") == BIG
 
 
-def test_a_save_that_was_aborted_before_its_commit_fails_and_loses_nothing(store):
-    def abort(backend):
-        (manifest,) = backend.list("manifests/")
-        transaction = TransactionId(bytes.fromhex(manifest.key.removeprefix("manifests/")))
-        key = CommitKey("default", 1, transaction)
-        backend.put_if_absent(str(key), Commit(State.ABORTED, StoreId(bytes.fromhex(store.id)), key).encode())
+def aborting(store):
+    """Return what gives up every transaction that has a manifest."""
 
-    with pytest.raises(SaveAborted, match="given up by a collector"):
-        interfered(store, abort).save(BIG)
+    def abort(backend):
+        for manifest in backend.list("manifests/"):
+            transaction = TransactionId(bytes.fromhex(manifest.key.removeprefix("manifests/")))
+            key = CommitKey("default", 1, transaction)
+            backend.put_if_absent(str(key), Commit(State.ABORTED, StoreId(bytes.fromhex(store.id)), key).encode())
+
+    return abort
+
+
+def test_a_save_that_was_aborted_before_its_commit_goes_on_as_another_transaction(store):
+    snapshot = interfered(store, aborting(store)).save(BIG)
+
+    assert snapshot.read_bytes("_dst_cp") == BIG
+    assert [found.id for found in store.snapshots()] == [snapshot.id]
+    assert [info.key for info in store._backend.list("manifests/")] == [f"manifests/{snapshot.id}"]
+    assert len(list(store._backend.list("packs/"))) == 1  # nothing was stored twice
+    assert store.verify().ok
+
+
+def test_a_save_that_is_aborted_again_and_again_fails_and_loses_nothing(store):
+    with pytest.raises(SaveAborted, match="keep giving the save up"):
+        interfered(store, aborting(store), times=99).save(BIG)
 
     assert store.snapshots() == []
     assert store.latest() is None
     assert store.verify().ok
     assert store.save(BIG).sequence == 2
+
+
+def test_packs_of_a_save_under_way_that_are_condemned_are_stored_again(store):
+    def condemn(backend):
+        packs = [PackId(bytes.fromhex(info.key.removeprefix("packs/"))) for info in backend.list("packs/")]
+        put_mark(backend, 1, *packs)
+        for pack in packs:
+            backend.delete(pack_key(pack))
+        close_mark(backend, 1)
+
+    snapshot = interfered(store, condemn).save(BIG)
+
+    assert snapshot.read_bytes("_dst_cp") == BIG
+    assert store.verify().ok
 
 
 def test_knowledge_that_is_older_than_a_collection_is_not_relied_on(store):

@@ -9,17 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from cas_checkpoint import packing
-from cas_checkpoint.commits import Commit, CommitKey, State
+from cas_checkpoint import losses, packing
+from cas_checkpoint.backends import LocalBackend
+from cas_checkpoint.commits import Commit, CommitKey, State, index_key, pack_key
+from cas_checkpoint.errors import InvalidArgument, StorageError
+from cas_checkpoint.footers import read_footer
 from cas_checkpoint.headers import HEADER_KEY, Header
-from cas_checkpoint.ids import StoreId, TransactionId, digest
+from cas_checkpoint.ids import ChunkId, PackId, StoreId, TransactionId, digest
+from cas_checkpoint.index import encode_index
 from cas_checkpoint.manifests import Content, Entry, EntryType, Manifest, encode_entry
 from cas_checkpoint.marks import Mark, mark_key
 from cas_checkpoint.monitor import Monitor
+from cas_checkpoint.packs import PREFIX_SIZE, PackBuilder
 from cas_checkpoint.store import Store
+from cas_checkpoint.transactions import list_moves, publish_mark, put_move
 from cas_checkpoint.verifying import AffectedPath, VerifyReport
 
 MIB = 2**20
+DEPTHS = ["structure", "sample", "data"]
 
 
 def noise(size, seed=0):
@@ -42,12 +49,26 @@ def flip(path, at):
     path.write_bytes(data)
 
 
+def copied(backend, pack):
+    """Put a copy of a pack's blobs under another id; return that."""
+    footer = read_footer(backend, pack)
+    data = backend.get(pack_key(pack), max_size=2**26)
+    builder = PackBuilder(PackId(os.urandom(16)))
+    for row in range(len(footer.ids)):
+        blob = data[int(footer.offsets[row]) :][: int(footer.stored_sizes[row])]
+        sizes = int(footer.plain_sizes[row]), int(footer.checks[row])
+        builder.add(ChunkId(bytes(footer.ids[row])), blob[0], blob[1:], *sizes)
+    copy, parts = builder.finish()
+    backend.put(pack_key(copy.pack), parts)
+    return copy.pack
+
+
 # --- all is well --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [True, False])
-def test_an_empty_store_is_well(store, data):
-    assert store.verify(data=data) == VerifyReport((), (), 0, 0, 0, 0, 0, 0)
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_an_empty_store_is_well(store, depth):
+    assert store.verify(depth=depth) == VerifyReport((), (), 0, 0, 0, 0, 0, 0)
 
 
 def test_counts(store, monkeypatch):
@@ -60,7 +81,7 @@ def test_counts(store, monkeypatch):
     assert report.packs == store.info().objects["packs"][0] >= 4
     assert report.chunks >= 6
     assert 5 * MIB < report.bytes_read < 5.1 * MIB
-    structure = store.verify(data=False)
+    structure = store.verify(depth="structure")
     assert structure == report._replace(bytes_read=0)
 
 
@@ -134,8 +155,8 @@ def test_a_missing_index_is_no_damage_and_a_damaged_one_loses_nothing(store, tmp
     snapshot = store.save(data)
     path, key = only(store, "index")
     flip(path, 60)
-    for deep in (True, False):
-        report = store.verify(data=deep)
+    for depth in DEPTHS:
+        report = store.verify(depth=depth)
         assert [problem.key for problem in report.problems] == [key]
         assert report.problems[0].snapshots == ()
         assert report.lost == ()
@@ -146,15 +167,10 @@ def test_a_missing_index_is_no_damage_and_a_damaged_one_loses_nothing(store, tmp
 
 
 def test_an_index_that_contradicts_a_pack_is_told(store, tmp_path):
-    from cas_checkpoint.footers import read_footer
-    from cas_checkpoint.ids import PackId
-    from cas_checkpoint.index import encode_index
-    from cas_checkpoint.packs import PackBuilder
-
     snapshot = store.save(noise(200_000))
-    _, pack_key = only(store, "packs")
+    _, name = only(store, "packs")
     path, key = only(store, "index")
-    pack = PackId(bytes.fromhex(pack_key.partition("/")[2]))
+    pack = PackId(bytes.fromhex(name.partition("/")[2]))
     real = read_footer(store._backend, pack)
     builder = PackBuilder(pack)
     builder.add(bytes(real.ids[0]), 0, b"x" * int(real.plain_sizes[0]), int(real.plain_sizes[0]), 0)
@@ -170,7 +186,7 @@ def test_one_flipped_bit_names_the_chunk_the_snapshots_and_the_files(store):
     packs = {ref.pack.hex() for ref in first.reader().manifest().packs}
     (pack,) = packs
     flip(Path(store.url, "packs", pack), 300_000)
-    assert store.verify(data=False).ok
+    assert store.verify(depth="structure").ok
     report = store.verify()
     (problem,) = report.problems
     assert problem.key == f"packs/{pack}"
@@ -179,7 +195,7 @@ def test_one_flipped_bit_names_the_chunk_the_snapshots_and_the_files(store):
     assert third.read_bytes("other") == noise(200_000, 3)
 
 
-def test_of_two_copies_a_damaged_one_loses_only_what_relies_on_it(store):
+def test_of_two_copies_a_damaged_one_loses_nothing_but_is_told(store):
     data = noise(200_000)
     first = store.save({"a": data})
     for item in list(store._backend.list("index/")):  # so that the second one cannot know of it
@@ -189,8 +205,24 @@ def test_of_two_copies_a_damaged_one_loses_only_what_relies_on_it(store):
     flip(Path(store.url, "packs", pack.hex()), 1000)
     report = store.verify()
     assert [problem.snapshots for problem in report.problems] == [(first.id,)]
-    assert report.lost == (AffectedPath(first.id, "a"),)
-    assert second.read_bytes("a") == data
+    assert report.lost == ()
+    assert first.read_bytes("a") == second.read_bytes("a") == data
+
+
+def test_chunks_that_only_others_packs_hold_are_told(store):
+    data = noise(200_000)
+    first = store.save({"a": data})
+    (pack,) = {ref.pack for ref in first.reader().manifest().packs}
+    copy = copied(store._backend, pack)
+    key = index_key(TransactionId(copy))
+    store._backend.put(key, [encode_index(TransactionId(copy), 0, [read_footer(store._backend, copy)])])
+    put_move(store._backend, pack, [])
+    store._backend.delete(pack_key(pack))
+    report = store.verify()
+    assert report.lost == ()
+    assert [problem.key for problem in report.problems] == [str(first.reader().key)]
+    assert "run 'repair'" in report.problems[0].message
+    assert first.read_bytes("a") == data
 
 
 def test_a_missing_pack(store, monkeypatch):
@@ -199,15 +231,15 @@ def test_a_missing_pack(store, monkeypatch):
     snapshot = store.save({"a": noise(200_000, 1), "b": noise(200_000, 2), "c": noise(200_000, 3)})
     gone = snapshot.reader().manifest().packs[0].pack.hex()
     Path(store.url, "packs", gone).unlink()
-    for deep in (True, False):
-        report = store.verify(data=deep)
+    for depth in DEPTHS:
+        report = store.verify(depth=depth)
         assert [(problem.key, problem.snapshots) for problem in report.problems] == [(f"packs/{gone}", (snapshot.id,))]
         assert report.problems[0].message == "is missing"
     assert store.verify().lost == (AffectedPath(snapshot.id, "a"),)
     assert snapshot.read_bytes("c") == noise(200_000, 3)
     for item in list(store._backend.list("index/")):  # now nobody knows what lay in the pack
         store._backend.delete(item.key)
-    assert store.verify().lost == (AffectedPath(snapshot.id, ""),)
+    assert store.verify().lost == (AffectedPath(snapshot.id, "a"),)
     assert good.read_bytes("other") == noise(200_000, 9)
 
 
@@ -221,8 +253,8 @@ def test_a_manifest_that_is_not_the_one_committed(store, kind):
         flip(path, 60)
     else:
         path.write_bytes(Path(store.url, "manifests", good.id).read_bytes())
-    for deep in (True, False):
-        report = store.verify(data=deep)
+    for depth in DEPTHS:
+        report = store.verify(depth=depth)
         assert [(problem.key, problem.snapshots) for problem in report.problems] == [
             (f"manifests/{snapshot.id}", (snapshot.id,))
         ]
@@ -233,8 +265,8 @@ def test_a_manifest_that_is_not_the_one_committed(store, kind):
 def test_a_file_among_the_commits_that_is_no_commit(store):
     store.save(b"x")
     Path(store.url, "commits", "default", "note").write_bytes(b"mine")
-    for data in (True, False):
-        report = store.verify(data=data)
+    for depth in DEPTHS:
+        report = store.verify(depth=depth)
         assert [problem.key for problem in report.problems] == ["commits/default/note"]
 
 
@@ -354,3 +386,255 @@ def test_a_snapshot_that_is_forgotten_meanwhile_is_no_problem(store):
     report = store.verify()
     assert report.ok
     assert report.snapshots == 0
+
+
+def test_what_a_damaged_commit_needs_is_no_garbage(store):
+    snapshot = store.save(noise(200_000))
+    flip(Path(store.url, str(snapshot._record.key)), 60)
+    report = store.verify()
+    assert [problem.snapshots for problem in report.problems] == [(snapshot.id,)]
+    assert (report.snapshots, report.garbage_objects) == (0, 0)
+
+
+def test_damage_that_no_snapshot_suffers_from_is_told_too(store):
+    snapshot = store.save(noise(200_000))
+    publish_mark(store._backend, [])
+    flip(Path(store.url, "marks/0000000000000001"), 30)
+    store._backend.delete(str(snapshot._record.key))  # as if it was not committed yet
+    path, pack = only(store, "packs")
+    flip(path, 1000)
+    path, manifest = only(store, "manifests")
+    flip(path, 60)
+    report = store.verify()
+    assert {(problem.key, problem.snapshots) for problem in report.problems} == {
+        ("marks/0000000000000001", ()),
+        (manifest, ()),
+        (pack, ()),
+    }
+    assert report.lost == ()
+
+
+def test_what_is_in_quarantine_is_counted_apart(store):
+    store._backend.put("quarantine/" + "ab" * 16, [b"what was a pack"])
+    report = store.verify()
+    assert report.ok
+    assert (report.quarantined_objects, report.quarantined_size, report.garbage_objects) == (1, 15, 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"depth": "all"}, {"depth": "sample", "sample": 0}, {"depth": "sample", "sample": 2}],
+)
+def test_options_are_checked(store, options):
+    with pytest.raises(InvalidArgument):
+        store.verify(**options)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**14])
+def test_files_are_looked_at_in_parts(store, monkeypatch, at_once):
+    monkeypatch.setattr(losses, "_CHUNKS_AT_ONCE", at_once)
+    snapshot = store.save({f"{number}": noise(70_000, number) for number in range(8)})
+    path, _ = only(store, "packs")
+    flip(path, 100_000)
+    flip(path, 400_000)
+    report = store.verify()
+    assert report.lost == (AffectedPath(snapshot.id, "1"), AffectedPath(snapshot.id, "5"))
+
+
+def test_data_that_cannot_be_read_is_told(store, monkeypatch):
+    snapshot = store.save({"a": noise(200_000)})
+    honest = LocalBackend.get_range
+
+    def get_range(self, key, at, size):
+        if at == PREFIX_SIZE:
+            raise StorageError("a bad sector")
+        return honest(self, key, at, size)
+
+    monkeypatch.setattr(LocalBackend, "get_range", get_range)
+    report = store.verify()
+    assert {problem.message.partition(": ")[2] for problem in report.problems} == {"a bad sector"}
+    assert report.lost[0].snapshot == snapshot.id
+
+
+# --- moves --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(store):
+    """A snapshot whose only pack was replaced by a copy of a copy, and which the index still lists."""
+    snapshot = store.save({"a": noise(200_000)})
+    backend = store._backend
+    (ref,) = snapshot.reader().manifest().packs
+    first = copied(backend, ref.pack)
+    second = copied(backend, first)
+    for pack, target in ((ref.pack, first), (first, second)):
+        put_move(backend, pack, [target])
+        backend.delete(pack_key(pack))
+    return snapshot, second
+
+
+def test_a_pack_that_was_moved_is_no_loss(store, moved):
+    for depth in DEPTHS:
+        report = store.verify(depth=depth)
+        assert report.problems == report.lost == ()
+        assert (report.packs, report.garbage_objects) == (1, 0)
+
+
+def test_damage_where_a_pack_was_moved_to_is_told_of_who_needs_it(store, moved):
+    snapshot, target = moved
+    flip(Path(store.url, pack_key(target)), 1000)
+    report = store.verify()
+    assert [(problem.key, problem.snapshots) for problem in report.problems] == [(pack_key(target), (snapshot.id,))]
+    assert report.lost == (AffectedPath(snapshot.id, "a"),)
+
+
+def test_a_damaged_move_is_told_of_who_needs_it(store, moved):
+    snapshot, _ = moved
+    (pack,) = {ref.pack for ref in snapshot.reader().manifest().packs}
+    (key,) = list_moves(store._backend, pack)
+    flip(Path(store.url, str(key)), 40)
+    problems = store.verify(depth="structure").problems
+    assert {problem.key for problem in problems} == {str(key), pack_key(pack)}
+    assert {problem.snapshots for problem in problems} == {(snapshot.id,)}
+
+
+def test_a_move_that_lacks_chunks_loses_files(store):
+    snapshot = store.save({"a": noise(200_000)})
+    (ref,) = snapshot.reader().manifest().packs
+    put_move(store._backend, ref.pack, [])
+    store._backend.delete(pack_key(ref.pack))
+    report = store.verify()
+    assert report.lost == (AffectedPath(snapshot.id, ""),)
+    assert [problem.snapshots for problem in report.problems] == [(snapshot.id,)]
+
+
+def test_moves_of_packs_that_nobody_needs_are_garbage(store):
+    put_move(store._backend, PackId(b"p" * 16), [])
+    (key,) = list_moves(store._backend)
+    report = store.verify()
+    assert report.ok
+    assert report.garbage_objects == 1
+    flip(Path(store.url, str(key)), 40)
+    assert [problem.key for problem in store.verify().problems] == [str(key)]
+
+
+@pytest.mark.parametrize("moment", ["footer", "data"])
+def test_packs_that_are_collected_meanwhile_are_no_problem(store, monkeypatch, moment):
+    kept, dropped = store.save({"a": noise(200_000, 1)}), store.save({"a": noise(200_000, 2)})
+    backend = store._backend
+    packs = {
+        name: ref.pack
+        for name, each in (("kept", kept), ("dropped", dropped))
+        for ref in each.reader().manifest().packs
+    }
+    honest = LocalBackend.get_range
+    done = []
+
+    def get_range(self, key, at, size):
+        if not done and (moment == "footer") == (at == 0) and key.startswith("packs/"):
+            done.append(key)
+            put_move(backend, packs["kept"], [copied(backend, packs["kept"])])
+            for pack in packs.values():
+                backend.delete(pack_key(pack))
+            store.forget(dropped)
+        return honest(self, key, at, size)
+
+    monkeypatch.setattr(LocalBackend, "get_range", get_range)
+    report = store.verify()
+    assert done
+    assert report.problems == report.lost == ()
+
+
+# --- samples ------------------------------------------------------------------------------------
+
+
+def test_a_sample_reads_a_share_of_the_chunks_and_the_same_ones_for_the_same_seed(store):
+    store.save({"a": noise(30 * MIB)})
+    sizes = {
+        seed: [store.verify(depth="sample", sample=0.3, seed=seed).bytes_read for _ in range(2)] for seed in range(4)
+    }
+    assert all(first == again for first, again in sizes.values())
+    assert len({first for first, _ in sizes.values()}) > 1
+    assert all(3 * MIB < first < 18 * MIB for first, _ in sizes.values())
+    assert store.verify(depth="sample", sample=1).bytes_read == store.verify().bytes_read
+
+
+def test_samples_find_damage_sooner_or_later(store):
+    snapshot = store.save({"a": noise(4 * MIB)})
+    path, _key = only(store, "packs")
+    flip(path, MIB)
+    reports = [store.verify(depth="sample", sample=0.2, seed=seed) for seed in range(30)]
+    assert {report.ok for report in reports} == {True, False}
+    (lost,) = {report.lost for report in reports if not report.ok}
+    assert lost == (AffectedPath(snapshot.id, "a"),)
+
+
+# --- interruptions ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(store, monkeypatch):
+    """A store of some ten packs."""
+    monkeypatch.setattr(packing, "PACK_SIZE", 256 * 1024)
+    store.save({"a": noise(3 * MIB)})
+    return Store.open(store.url, durable=False, workers=1)
+
+
+class Interrupting(Monitor):
+    left = 4
+
+    def read(self, size):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_verification_goes_on_where_it_stopped(many, tmp_path):
+    whole = many.verify()
+    notes = tmp_path / "notes"
+    with pytest.raises(KeyboardInterrupt):
+        many.verify(resume=notes, monitor=Interrupting())
+    assert notes.exists()
+    rest = many.verify(resume=notes)
+    assert 0 < rest.bytes_read < whole.bytes_read
+    assert rest._replace(bytes_read=0) == whole._replace(bytes_read=0)
+    assert list(tmp_path.iterdir()) == [Path(many.url)]  # it has come to its end
+    assert many.verify(resume=notes) == whole
+
+
+def test_what_is_damaged_is_told_again(many, tmp_path):
+    first = min(Path(many.url, "packs").iterdir())
+    flip(first, 1000)
+    with pytest.raises(KeyboardInterrupt):
+        many.verify(resume=tmp_path / "notes", monitor=Interrupting())
+    report = many.verify(resume=tmp_path / "notes")
+    assert [problem.key for problem in report.problems] == [f"packs/{first.name}"]
+    assert report == many.verify()._replace(bytes_read=report.bytes_read)
+
+
+@pytest.mark.parametrize("change", ["foreign", "flipped", "cut", "empty", "other"])
+def test_a_file_that_is_no_note_of_this_store_is_refused_and_left_alone(many, tmp_path, change):
+    notes = tmp_path / "notes"
+    with pytest.raises(KeyboardInterrupt):
+        many.verify(resume=notes, monitor=Interrupting())
+    data = notes.read_bytes()
+    store = Store.open(tmp_path / "another", create=True, durable=False) if change == "foreign" else many
+    changed = {
+        "flipped": bytes([*data[:50], data[50] ^ 1, *data[51:]]),
+        "cut": data[:-16],
+        "empty": b"",
+        "other": b"my letter",
+    }
+    notes.write_bytes(changed.get(change, data))
+    with pytest.raises(InvalidArgument, match="notes"):
+        store.verify(resume=notes)
+    assert notes.read_bytes() == changed.get(change, data)
+
+
+def test_notes_that_cannot_be_read_or_written(many, tmp_path):
+    with pytest.raises(StorageError):
+        many.verify(resume=tmp_path)
+    with pytest.raises(StorageError):
+        many.verify(resume=tmp_path / "nowhere" / "notes")
+    with pytest.raises(InvalidArgument):
+        many.verify(depth="sample", resume=tmp_path / "notes")

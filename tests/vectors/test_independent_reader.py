@@ -156,13 +156,14 @@ def test_an_existing_target_is_left_as_it_is(enclosed):
 # --- objects of a wrong form ---
 
 BROKEN_OBJECTS = load("broken/objects.json")
-RECORDS = [name for name, said in BROKEN_OBJECTS.items() if said["kind"] in {"H", "M", "C"}]
+RECORDS = [name for name, said in BROKEN_OBJECTS.items() if said["kind"] in {"H", "M", "C", "V"}]
 PACKS = [name for name, said in BROKEN_OBJECTS.items() if said["kind"] == "P"]
 CHECKED_WHERE_IT_IS_USED = {  # later than a record is read: below there are stores with these in them
     *("header-default--features-no-map", "commit-normal--digest-of-31", "commit-normal--inline-no-map"),
     *("commit-normal--inline-without-manifest", "commit-normal--unknown-state", "manifest--content-of-two"),
     *("manifest--count-true", "manifest--depth-5", "manifest--negative-count", "manifest--packs-of-33"),
     *("manifest--refs-of-35", "manifest--refs-without-size", "manifest--size-without-refs"),
+    *("move--no-targets", "move--targets-of-17"),
 }
 NOT_USED = {
     "header-default--chunker-no-map": "a reader needs no chunker",
@@ -188,8 +189,10 @@ def read_object(reader, tmp_path):
         (tmp_path / key).write_bytes(data)
         if key == "record":
             given = said["body"].keys() & {"series", "sequence", "chunk_id", "key_slots"}
-            limit = {"H": 2**16, "C": 2**21, "M": 2**24}[said["kind"]]
-            snapshot.read_record(key, said["kind"].encode(), limit, {name: said["body"][name] for name in given})
+            limit = {"H": 2**16, "C": 2**21, "M": 2**24, "V": 2**24}[said["kind"]]
+            fields = {name: said["body"][name] for name in given}
+            fields |= {name: bytes.fromhex(said["body"][name]) for name in said["body"].keys() & {"pack", "collection"}}
+            snapshot.read_record(key, said["kind"].encode(), limit, fields)
         else:
             snapshot.read_footer(key)
 

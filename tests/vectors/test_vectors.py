@@ -15,12 +15,13 @@ from cas_checkpoint.ids import PackId, TransactionId, chunk_id
 from cas_checkpoint.index import encode_index, parse_index
 from cas_checkpoint.manifests import Manifest
 from cas_checkpoint.marks import Mark
+from cas_checkpoint.moves import Move, parse_move_key
 from cas_checkpoint.packs import PACK_TAIL_SIZE, PackBuilder, check_pack, parse_footer, read_tail
 from cas_checkpoint.pointers import Pointer
 from cas_checkpoint.records import Kind, decode_record, make_head
 
 VECTORS = Path(__file__).parent
-RECORDS = {"H": Header, "M": Manifest, "C": Commit, "K": Mark, "R": Pointer}
+RECORDS = {"H": Header, "M": Manifest, "C": Commit, "K": Mark, "V": Move, "R": Pointer}
 
 
 def load(name):
@@ -159,6 +160,14 @@ def test_fields_of_a_header():
     assert {operation: list(names) for operation, names in header.features} == body["features"]
 
 
+def test_fields_of_a_move():
+    said, data = read_object("move")
+    body, move = said["body"], Move.decode(data)
+    assert (move.key.pack.hex(), move.key.collection.hex()) == (body["pack"], body["collection"])
+    assert b"".join(sorted(move.targets)).hex() == body["targets"]
+    assert not Move.decode(read_object("move-without-targets")[1]).targets
+
+
 def test_fields_of_marks_and_pointers():
     said, data = read_object("mark-open")
     assert b"".join(sorted(Mark.decode(data).packs)).hex() == said["body"]["packs"]
@@ -266,6 +275,22 @@ def test_lists_of_chunks_of_the_golden_store_lie_as_deep_as_is_said():
     }
     assert depths["main", 2] == {0, 1}
     assert depths["main", 6] == {0, 2}
+
+
+def test_packs_of_the_golden_store_were_moved():
+    """Several of them are gone, and one of those that took their place is gone too."""
+    keys = {parse_move_key(f"moves/{path.name}") for path in (VECTORS / "store" / "moves").iterdir()} - {None}
+    moves = [Move.decode((VECTORS / "store" / str(key)).read_bytes()) for key in keys]
+    assert {move.key for move in moves} == keys
+    sources = {move.key.pack for move in moves}
+    assert not any((VECTORS / "store" / "packs" / pack.hex()).exists() for pack in sources)
+    store = Store.open(VECTORS / "store")
+    named = {ref.pack for snapshot in store.snapshots("moved") for ref in snapshot.reader().manifest().packs}
+    targets = frozenset().union(*(move.targets for move in moves))
+    assert len(sources & named) == 3
+    assert len(sources & targets) == 1
+    assert len(moves) > len(sources)  # one was moved by two collections
+    assert any(len(move.targets) > 1 for move in moves)
 
 
 def test_verification_of_the_golden_store_finds_the_damaged_index_only():
