@@ -26,6 +26,7 @@ from cas_checkpoint.moves import MAX_MOVE_SIZE, MoveKey, closure, parse_move_key
 from cas_checkpoint.packs import MAX_PACK_SIZE, PACK_TAIL_SIZE, Footer, parse_footer, read_tail
 from cas_checkpoint.reading import MAX_REQUEST
 from cas_checkpoint.records import MAX_RECORD_SIZE
+from cas_checkpoint.sampling import Sample
 from cas_checkpoint.transactions import (
     close_mark,
     condemned_packs,
@@ -39,7 +40,6 @@ from cas_checkpoint.verifying import (
     QUARANTINE_PREFIX,
     AffectedPath,
     Problem,
-    Sample,
     Stray,
     Verification,
     VerifyReport,

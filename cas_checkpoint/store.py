@@ -39,11 +39,12 @@ from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.records import MAX_ITEMS
 from cas_checkpoint.repairing import RepairReport, repair
 from cas_checkpoint.restoring import RestoreResult, restore
+from cas_checkpoint.sampling import Sample
 from cas_checkpoint.saving import OnError, SaveOptions, Saver
 from cas_checkpoint.snapshots import PathArgument, Snapshot, entry_path
 from cas_checkpoint.sources import Source
 from cas_checkpoint.transactions import forget, list_commits, list_marks, random_id, read_commit, read_header
-from cas_checkpoint.verifying import Depth, Sample, VerifyReport, verify
+from cas_checkpoint.verifying import Depth, VerifyReport, verify
 
 __all__ = ["Store", "StoreInfo"]
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.checkedpacks import CheckedPacks
-from cas_checkpoint.codecs import Decoder
 from cas_checkpoint.commits import COMMITS_PREFIX, CommitKey, State, manifest_key, pack_key, parse_commit_key
 from cas_checkpoint.copies import rows_of
-from cas_checkpoint.copying import check_blob, read_blobs
 from cas_checkpoint.errors import (
     CasCheckpointError,
     DamagedObject,
@@ -23,7 +21,7 @@ from cas_checkpoint.errors import (
 )
 from cas_checkpoint.footers import all_index_footers, read_footer
 from cas_checkpoint.headers import HEADER_KEY, Header
-from cas_checkpoint.ids import ChunkId, PackId, TransactionId, digest, is_hex_id
+from cas_checkpoint.ids import ChunkId, PackId, TransactionId, is_hex_id
 from cas_checkpoint.index import ChunkIndex
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.losses import Doubt, doubts
@@ -34,18 +32,14 @@ from cas_checkpoint.moves import MoveKey, closure, parse_move_key
 from cas_checkpoint.packs import PREFIX_SIZE, Footer
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.records import Kind, check_head
-from cas_checkpoint.rows import id_words
+from cas_checkpoint.sampling import Sample
 from cas_checkpoint.transactions import list_moves, read_commit, read_header, read_moves
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = [
     "QUARANTINE_PREFIX",
     "AffectedPath",
     "Depth",
     "Problem",
-    "Sample",
     "Stray",
     "Verification",
     "VerifyReport",
@@ -58,7 +52,6 @@ QUARANTINE_PREFIX: Final = "quarantine/"
 Depth = Literal["structure", "sample", "data"]
 """How deep a verification looks: at everything but data, at a share of the chunks as well, or at all of them."""
 
-_TELL_EVERY = 2**20  # bytes read
 _UNREADABLE = (DamagedStore, UnsupportedStore)
 
 Item = TypeVar("Item")
@@ -117,26 +110,6 @@ class VerifyReport(NamedTuple):
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
-
-
-class Sample(NamedTuple):
-    """Which chunks are read: those whose ids lie in one stretch of all ids, which is as long as the share.
-
-    Attributes:
-        share: of all chunks, above 0 and at most 1.
-        seed: says where the stretch begins.
-    """
-
-    share: float
-    seed: int
-
-    def rows(self, footer: Footer) -> NDArray[np.int64]:
-        """Return the numbers of the rows of a pack that are read."""
-        if self.share >= 1:
-            return np.arange(len(footer.ids))
-        start = np.uint64(int.from_bytes(digest((str(self.seed).encode(),))[:8], "little"))
-        distances = id_words(footer.ids)[0] - start  # modulo 2 to the 64
-        return np.flatnonzero(distances < np.uint64(int(self.share * 2**64)))
 
 
 class Stray(NamedTuple):
@@ -553,7 +526,9 @@ class Verification:
         sizes = (int(footer.stored_sizes[sample.rows(footer)].sum(dtype=np.uint64)) for footer in wanted.values())
         self._monitor.total(self._bytes_read + sum(sizes))
         gone = []
-        for pack, faults in self._each(lambda pack: self._check_pack(wanted[pack], sample), list(wanted)):
+        for pack, faults in self._each(
+            lambda pack: sample.faults(self._backend, wanted[pack], self._tell_read), list(wanted)
+        ):
             if faults is None:
                 gone.append(pack)
                 continue
@@ -572,35 +547,8 @@ class Verification:
         footer, error = self._check_footer(pack)
         if footer is None or error is not None:
             return isinstance(error, ObjectNotFound)
-        faults = self._check_pack(footer, Sample(1.0, 0)) or ()
+        faults = Sample(1.0, 0).faults(self._backend, footer, self._tell_read) or ()
         return not any(isinstance(fault, DamagedStore) for _, fault in faults)
-
-    def _check_pack(self, footer: Footer, sample: Sample) -> list[tuple[ChunkId, CasCheckpointError]] | None:
-        """Check the blobs of a pack; return what is wrong, None if the pack is gone."""
-        rows = sample.rows(footer).tolist()
-        decoder = Decoder()
-        faults: list[tuple[ChunkId, CasCheckpointError]] = []
-        untold = 0
-        checked: set[int] = set()
-        try:
-            for row, blob in read_blobs(self._backend, footer, rows):
-                checked.add(row)
-                try:
-                    if isinstance(blob, DamagedObject):
-                        raise blob
-                    check_blob(decoder, footer, row, blob)
-                except _UNREADABLE as error:
-                    faults.append((ChunkId(bytes(footer.ids[row])), error))
-                untold += int(footer.stored_sizes[row])
-                if untold >= _TELL_EVERY:
-                    self._tell_read(untold)
-                    untold = 0
-        except ObjectNotFound:
-            return None
-        except CasCheckpointError as error:
-            faults += [(ChunkId(bytes(footer.ids[row])), error) for row in rows if row not in checked]
-        self._tell_read(untold)
-        return faults
 
     def _tell_read(self, size: int) -> None:
         with self._lock:

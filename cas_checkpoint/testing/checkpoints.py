@@ -6,10 +6,12 @@ import io
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -44,13 +46,13 @@ class _Saved(NamedTuple):
         return str({path.decode("utf-8", "replace"): len(data) for path, data in self.files.items()})
 
 
-def kill_during(action: Callable[[], object], *, when: Callable[[], bool] | None = None, after: float = 0.0) -> bool:
+def kill_during(action: Callable[[], object], *, after: float = 0.0, at_file: int | None = None) -> bool:
     """Do something in a forked process, and `kill -9` it on the way.
 
     Args:
         action: what to do.
-        when: asked again and again; the process is killed as soon as it says so.
-        after: kill after so many seconds; or, with `when`, not before them.
+        after: kill after so many seconds.
+        at_file: in place of that, kill when the file of this number is opened for writing, counted from 1.
 
     Returns:
         Whether the process was killed, rather than done before.
@@ -60,17 +62,18 @@ def kill_during(action: Callable[[], object], *, when: Callable[[], bool] | None
     """
     child = os.fork()
     if child == 0:
-        _act_and_exit(action)
-    earliest = time.monotonic() + after
+        _act_and_exit(action, at_file)
+    deadline = time.monotonic() + after
     try:
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 child = 0
-                if os.waitstatus_to_exitcode(status) != 0:
+                code = os.waitstatus_to_exitcode(status)
+                if code not in {0, -signal.SIGKILL}:
                     raise RuntimeError("what was to be killed failed by itself")
-                return False
-            if time.monotonic() >= earliest and (when is None or when()):
+                return code != 0
+            if at_file is None and time.monotonic() >= deadline:
                 return True
             time.sleep(0.0002)
     finally:
@@ -79,9 +82,17 @@ def kill_during(action: Callable[[], object], *, when: Callable[[], bool] | None
             os.waitpid(child, 0)
 
 
-def _act_and_exit(action: Callable[[], object]) -> None:
+def _act_and_exit(action: Callable[[], object], at_file: int | None) -> None:
     """Do something and end the process, without a word to whatever it was forked from."""
+    opened = count(1)
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        flags = arguments[2] if event == "open" else 0
+        if isinstance(flags, int) and flags & os.O_ACCMODE and next(opened) == at_file:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     try:
+        sys.addaudithook(watch)
         action()
         os._exit(0)
     except BaseException:  # noqa: BLE001 -- nothing may get back into the code that the parent runs
@@ -130,6 +141,7 @@ class CheckpointMachine(RuleBasedStateMachine):
         self._number = 0
         self._outcomes: list[_Saved | None] = [None]  # what the attempt's destination may hold
         self._previous: list[_Saved | None] = [None]  # what its source may hold
+        self._has_saved = self._resumes = False  # what rules ask for must not depend on when something was killed
         self._kinds: dict[bytes, str] = {}  # of what was saved at the destination
         self._checkpoint = self.make(self._dest(0), None)
         _check(not self._checkpoint.prev_exists(), "prev_exists() is true without a source")
@@ -184,7 +196,7 @@ class CheckpointMachine(RuleBasedStateMachine):
         if retries:
             self.retry()
 
-    @precondition(lambda self: self._outcomes != [None])
+    @precondition(lambda self: self._has_saved)
     @rule()
     def retry(self) -> None:
         """Begin another attempt, which resumes from what this one saved."""
@@ -192,17 +204,17 @@ class CheckpointMachine(RuleBasedStateMachine):
         self._previous = self._outcomes
         self._outcomes, self._kinds = [None], {}
         self._checkpoint = self._again()
-        if self._previous != [None]:
-            self.restore()
-            self.read()
+        self._has_saved, self._resumes = False, True
+        self.restore()
+        self.read()
 
-    @precondition(lambda self: self._previous != [None])
+    @precondition(lambda self: self._resumes)
     @rule()
     def restore(self) -> None:
         """Restore what the attempt before saved: one of what is possible, and from now on the only thing possible."""
         self._restore_into(self._target())
 
-    @precondition(lambda self: self.kills and self._previous != [None])
+    @precondition(lambda self: self.kills and self._resumes)
     @rule(share=st.floats(0, 1))
     def restore_and_be_killed(self, share: float) -> None:
         """Be killed while restoring, and restore again into the same directory."""
@@ -210,7 +222,7 @@ class CheckpointMachine(RuleBasedStateMachine):
         kill_during(lambda: self._again().restore(target), after=share * self.kill_within)
         self._restore_into(target, may_hold_more=True)
 
-    @precondition(lambda self: self._previous != [None])
+    @precondition(lambda self: self._resumes)
     @rule()
     def read(self) -> None:
         """Read what the attempt before saved: a single file, or there is a `ValueError`."""
@@ -263,6 +275,7 @@ class CheckpointMachine(RuleBasedStateMachine):
 
     def _after(self, tree: Tree, *, is_single: bool) -> list[_Saved | None]:
         """Return what the destination may hold after a tree was saved there."""
+        self._has_saved = True
         return [self._laid_over(before, tree, is_single=is_single) for before in self._outcomes]
 
     def _laid_over(self, before: _Saved | None, tree: Tree, *, is_single: bool) -> _Saved:
@@ -282,20 +295,25 @@ class CheckpointMachine(RuleBasedStateMachine):
             _check(checkpoint.prev_exists(), "prev_exists() is false, though something was saved")
         restored = checkpoint.restore(target)
         found = _files(target) if restored is not None else {}
-        for previous in self._previous:
-            files = previous.files if previous else {}
-            if files == found or (may_hold_more and files.items() <= found.items()):
-                self._previous = [previous]
-                break
-        else:
+        matching = [previous for previous in self._previous if _matches(found, previous, may_hold_more=may_hold_more)]
+        if not matching:
             possible = " or ".join(str(previous) for previous in self._previous)
             raise AssertionError(f"restored {_Saved(found)}, where it should be {possible}")
+        chosen = matching[0]
+        if chosen is not None:  # the same files may have been saved in two ways
+            chosen = chosen._replace(is_single=all(other is not None and other.is_single for other in matching))
+        self._previous = [chosen]
         _check(checkpoint.restore(target) == restored, "a second restore() returned something else")
 
 
 def _check(condition: bool, complaint: str) -> None:  # noqa: FBT001 -- that is all that it is about
     if not condition:
         raise AssertionError(complaint)
+
+
+def _matches(found: Mapping[bytes, bytes], saved: _Saved | None, *, may_hold_more: bool) -> bool:
+    files = saved.files if saved else {}
+    return files == found or (may_hold_more and files.items() <= found.items())
 
 
 def _kinds(tree: Tree) -> dict[bytes, str]:

@@ -150,10 +150,14 @@ class BackendConformance:
         backend.put("a", [_DIGITS])
         backend.put("empty", [])
         for key, offset, size in (("a", 0, 11), ("a", 9, 2), ("a", 10, 1), ("a", 100, 1), ("empty", 0, 1)):
-            with _raises(DamagedObject, "a range beyond the end"):
-                backend.get_range(key, offset, size)
-            with _raises(DamagedObject, "a range beyond the end"):
-                backend.read_into(key, offset, memoryview(bytearray(size)))
+            for read in (
+                partial(backend.get_range, key, offset, size),
+                partial(backend.read_into, key, offset, memoryview(bytearray(size))),
+            ):
+                with _raises(DamagedObject, "a range beyond the end") as caught:
+                    read()
+                _check(getattr(caught[0], "key", None) == key, "the error must name the key")
+                _check("truncated" in str(caught[0]), "the error must say that the object is truncated")
 
     def test_a_range_that_is_none_is_refused(self) -> None:
         """Offsets and sizes are not negative."""
@@ -162,6 +166,8 @@ class BackendConformance:
         for offset, size in ((-1, 1), (0, -1), (-3, 2)):
             with _raises(InvalidArgument, "a negative range"):
                 backend.get_range("a", offset, size)
+        with _raises(InvalidArgument, "a negative range"):
+            backend.read_into("a", -1, memoryview(bytearray(1)))
 
     # --- listing and deleting ---
 
@@ -177,6 +183,11 @@ class BackendConformance:
             expected = {key: size for key, size in sizes.items() if key.startswith(prefix)}
             _check(_listed(backend, prefix) == expected, f"list({prefix!r}) must show what is below")
             _check(sorted(backend.names(prefix)) == sorted(expected), "names must be the keys of a listing")
+        modified = [info.modified for info in backend.list("")]
+        _check(
+            all(time is None for time in modified) or all(isinstance(time, float) for time in modified),
+            "modified must be seconds since 1970, or None for all objects",
+        )
 
     def test_bad_prefixes_are_refused(self) -> None:
         """A prefix is a directory."""
@@ -205,17 +216,22 @@ class BackendConformance:
             backend.get("packs/00", max_size=1)
         for key in ("packs/00", "nothing/at/all", "packs/01/below"):
             backend.delete(key)
+        _check(_listed(backend) == {"packs/01": 1}, "what is not there must be no error to delete")
+        backend.delete("packs/01")
+        _check(_listed(backend) == {}, "the last object must go, too")
         backend.put("packs/00", [b"again"])
-        _check(_listed(backend) == {"packs/00": 5, "packs/01": 1}, "a key must be usable again")
+        _check(_listed(backend) == {"packs/00": 5}, "a key must be usable again")
 
     # --- put-if-absent ---
 
     def test_put_if_absent(self) -> None:
         """It writes once; whoever gives the same bytes is told that they are there."""
         backend = self.make_backend()
-        outcomes = [backend.put_if_absent("commits/a/1", data) for data in (b"first", b"other", b"", b"first")]
-        _check(outcomes == [True, False, False, True], "put_if_absent must tell whether the object is ours")
+        claims = (b"first", b"other", b"a longer other", b"", b"first")
+        outcomes = [backend.put_if_absent("commits/a/1", data) for data in claims]
+        _check(outcomes == [True, False, False, False, True], "put_if_absent must tell whether the object is ours")
         _check(backend.get("commits/a/1", max_size=100) == b"first", "the first must stay")
+        _check(_listed(backend) == {"commits/a/1": 5}, "nothing else must be there")
         backend.delete("commits/a/1")
         _check(backend.put_if_absent("commits/a/1", b"other"), "after a deletion it must work again")
         outcomes = [backend.put_if_absent("empty", data) for data in (b"", b"", b"x")]
@@ -232,6 +248,7 @@ class BackendConformance:
             outcomes = _together(partial(backend.put_if_absent, key), claims)
             _check(outcomes.count(True) == 1, f"{outcomes.count(True)} of {self.writers} writers won")
             _check(backend.get(key, max_size=1000) == claims[outcomes.index(True)], "the winner's object must stay")
+        _check(len(_listed(backend)) == self.rounds, "the losers must leave nothing behind")
 
     def test_many_writers_of_the_same_all_win(self) -> None:
         """Who writes the same as another has what it wanted."""

@@ -141,9 +141,7 @@ def test_a_large_save_writes_packs_then_index_then_manifest_then_commit(store, r
     assert written == ["packs"] * packs + ["index", "manifests", "commits"]
     assert snapshot.stats.objects_written == len(written)
     assert len(snapshot.reader().manifest().packs) == packs
-    assert ("list", "marks") in recorder.done[
-        recorder.done.index(("put", "manifests")) :
-    ]  # for its own packs
+    assert ("list", "marks") in recorder.done[recorder.done.index(("put", "manifests")) :]  # for its own packs
 
 
 def test_a_save_that_relies_on_old_packs_looks_at_the_marks_between_manifest_and_commit(store, recorder):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from protocol_model.actors import Steps, Unsaving
 from protocol_model.records import (
-    KEPT_MARKS,
     NO_PACKS,
     Commit,
     Index,
@@ -66,6 +65,7 @@ class Collecting(NamedTuple):
         spared: packs that cannot be replaced, as others delete what holds the copies.
         waiting: packs that have to be copied or moved yet, or deleted.
         number: its mark.
+        withdrawn: whether it had to close a mark and publish another.
         given_up: commits that it aborted.
         old_moves: moves that it listed first, and that nobody needs, if what was moved is gone.
         old_indexes: index objects that were rewritten.
@@ -82,6 +82,7 @@ class Collecting(NamedTuple):
     spared: Packs = NO_PACKS
     waiting: tuple[str, ...] = ()
     number: int = 0
+    withdrawn: bool = False
     given_up: frozenset[Key] = frozenset()
     old_moves: frozenset[Move] = frozenset()
     old_indexes: frozenset[Index] = frozenset()
@@ -230,7 +231,16 @@ class Collector(Unsaving):
             yield store, state._replace(number=state.number + 1)
         else:
             after = store._replace(marks=store.marks | {Mark(state.number, condemned)})
-            yield after, self._published(rules, state)
+            yield after, state._replace(at="confirm") if rules.confirms_number else self._published(rules, state)
+
+    def _confirm(self, rules: Rules, store: Store, state: Collecting) -> Steps:
+        """Look whether the mark is the latest: the number may have been free because an old mark was removed."""
+        yield store, self._published(rules, state) if latest(store) == state.number else state._replace(at="withdraw")
+
+    def _withdraw(self, _rules: Rules, store: Store, state: Collecting) -> Steps:
+        """Close the mark, and publish another one: here once only, so that there is an end."""
+        left = state._replace(at="publish", number=0, withdrawn=True)
+        yield _closed(store, state), Collecting("failed") if state.withdrawn else left
 
     # --- giving up ---
 
@@ -240,8 +250,8 @@ class Collector(Unsaving):
             return state._replace(at="abort")
         if not rules.relists:
             return self._decided(rules, state._replace(sources=()), state.dead)
-        is_looking = state.number and (rules.confirms_number or (rules.checks_targets and state.sources))
-        return state._replace(at="marks") if is_looking else state._replace(at="manifests again")
+        is_looking = rules.checks_targets and state.sources
+        return state._replace(at="marks" if is_looking else "manifests again")
 
     def _abort(self, rules: Rules, store: Store, state: Collecting) -> Steps:
         """Abort any of the transactions without a commit, or none."""
@@ -255,26 +265,17 @@ class Collector(Unsaving):
 
     # --- the second look ---
 
-    def _marks(self, rules: Rules, store: Store, state: Collecting) -> Steps:
-        """Look whether the own number was used before, and for marks of others that condemn what sources rely on."""
-        if rules.confirms_number and latest(store) >= state.number + KEPT_MARKS:
-            yield store, state._replace(at="withdraw")
-            return
-        is_hidden = rules.checks_targets and state.sources and hides_anything_after(store, state.date)
+    def _marks(self, _rules: Rules, store: Store, state: Collecting) -> Steps:
+        """Look for marks of others that condemn what sources rely on."""
         others = [mark for mark in open_marks(store) if mark.number > state.date and mark.number != state.number]
-        lost = NO_PACKS.union(*(mark.packs for mark in others)) if rules.checks_targets else NO_PACKS
-        state = self._spared(rules, state, lost)
-        yield store, state._replace(at="look") if is_hidden else state
+        state = self._spared(state, NO_PACKS.union(*(mark.packs for mark in others)))
+        yield store, state._replace(at="look") if hides_anything_after(store, state.date) else state
 
-    def _withdraw(self, _rules: Rules, store: Store, state: Collecting) -> Steps:
-        """Close the mark: its number was free only because somebody removed an old mark. Take another."""
-        yield _closed(store, state), state._replace(at="publish", number=0)
-
-    def _look(self, rules: Rules, store: Store, state: Collecting) -> Steps:
+    def _look(self, _rules: Rules, store: Store, state: Collecting) -> Steps:
         """List the packs, as there are marks that do not tell any more what they condemned."""
-        yield store, self._spared(rules, state, _targets(state.sources) - store.packs)
+        yield store, self._spared(state, _targets(state.sources) - store.packs)
 
-    def _spared(self, rules: Rules, state: Collecting, lost: Packs) -> Collecting:
+    def _spared(self, state: Collecting, lost: Packs) -> Collecting:
         """Leave sources alone that rely on packs which others delete."""
         spared = state.spared.union(source.pack for source in state.sources if source.targets & lost)
         sources = tuple(source for source in state.sources if source.pack not in spared)
@@ -449,6 +450,7 @@ _STEPS: dict[str, Callable[[Collector, Rules, Store, Collecting], Steps]] = {
     "move": Collector._move,
     "publish": Collector._publish,
     "mark": Collector._mark,
+    "confirm": Collector._confirm,
     "withdraw": Collector._withdraw,
     "abort": Collector._abort,
     "marks": Collector._marks,

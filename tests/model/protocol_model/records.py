@@ -14,8 +14,8 @@ Key = tuple[int, str]
 """A commit's key: the sequence, then the transaction."""
 Packs = frozenset[str]
 NO_PACKS: Packs = frozenset()
-KEPT_MARKS = 3
-"""So many of the newest closed marks are never removed: enough for the collectors of a scenario not to meet."""
+KEPT_MARKS = 1
+"""So many of the newest closed marks are never removed; in a real store 64."""
 
 
 class Manifest(NamedTuple):

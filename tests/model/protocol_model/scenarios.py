@@ -83,7 +83,7 @@ _FORGET = Forgetter("f", _commit("m0"))
 _READ = Reader("reader", (0, "m0"))
 _CLOSE = Closer("c")
 _MERGE = Merger("m")
-_OTHERS = Bystander("b", 4)
+_OTHERS = Bystander("b", 2)
 
 
 def _writer(chunks: str = "a", knows: str = "packs", *, name: str = "w1", keep: int = 0, tries: int = 2) -> Writer:
