@@ -330,12 +330,16 @@ class _Collection:
         for pack, targets in copied.items():
             if targets or pack not in self._roots.moves:
                 self._written += put_move(self._backend, pack, targets)
-        return {pack: targets | (closure([pack], self._roots.moves) - {pack}) for pack, targets in copied.items()}
+        return {pack: targets | self._older_targets(pack) for pack, targets in copied.items()}
+
+    def _older_targets(self, pack: PackId) -> frozenset[PackId]:
+        """Return the packs to which a source was moved before, as far as they were there when the packs were listed."""
+        return (closure([pack], self._roots.moves) - {pack}) & self._packs.keys()
 
     def _not_moved_yet(self, source: _Source) -> list[int]:
         """Return the needed rows that no pack holds to which the source was moved already."""
-        there = [pack for pack in closure([source.footer.pack], self._roots.moves) if pack != source.footer.pack]
-        footers = [footer for pack in there if pack in self._packs and (footer := self._footer(pack)) is not None]
+        there = self._older_targets(source.footer.pack)
+        footers = [footer for pack in there if (footer := self._footer(pack)) is not None]
         if not footers or not source.needed:
             return list(source.needed)
         index = ChunkIndex()

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar, TypeVar
+from unittest import SkipTest
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.errors import CasCheckpointError, DamagedObject, InvalidArgument, ObjectNotFound
@@ -64,11 +65,13 @@ class BackendConformance:
     Attributes:
         is_atomic: whether put-if-absent lets only one of several writers win, and readers never see a part of an
             object. A backend without that can be used, but by one collector at a time.
+        large_size: the bytes of a large object, such as goes in several pieces to an object store.
         writers: how many write at once in races.
         rounds: how often each race is run.
     """
 
     is_atomic: ClassVar[bool] = True
+    large_size: ClassVar[int] = 12 * _MIB
     writers: ClassVar[int] = 8
     rounds: ClassVar[int] = 25
 
@@ -88,6 +91,21 @@ class BackendConformance:
             _check(backend.get("packs/0a", max_size=len(data) + 10) == data, "a larger max_size must do no harm")
             _check(backend.size("packs/0a") == len(data), "size must be the number of bytes")
             _check(_listed(backend) == {"packs/0a": len(data)}, "list must show the object")
+
+    def test_large_objects(self) -> None:
+        """A large object comes back whole and in parts, also where one piece of it ends and the next begins."""
+        backend = self.make_backend()
+        block = bytes(range(251)) * (_MIB // 251 + 1)
+        parts = [memoryview(block)[: min(_MIB, self.large_size - at)] for at in range(0, self.large_size, _MIB)]
+        backend.put("packs/0a", parts)
+        data = b"".join(parts)
+        _check(backend.size("packs/0a") == self.large_size, "size must be the number of bytes")
+        _check(backend.get("packs/0a", max_size=self.large_size) == data, "get must give what was put")
+        for offset in (0, _MIB - 1, self.large_size // 2, self.large_size - 1000):
+            _check(backend.get_range("packs/0a", offset, 1000) == data[offset : offset + 1000], "a range must be exact")
+        memory = memoryview(bytearray(self.large_size - 1))
+        backend.read_into("packs/0a", 1, memory)
+        _check(memory == data[1:], "read_into must fill the buffer")
 
     def test_put_replaces(self) -> None:
         """The later of two objects of one key is there."""
@@ -157,7 +175,6 @@ class BackendConformance:
                 with _raises(DamagedObject, "a range beyond the end") as caught:
                     read()
                 _check(getattr(caught[0], "key", None) == key, "the error must name the key")
-                _check("truncated" in str(caught[0]), "the error must say that the object is truncated")
 
     def test_a_range_that_is_none_is_refused(self) -> None:
         """Offsets and sizes are not negative."""
@@ -239,8 +256,7 @@ class BackendConformance:
 
     def test_of_many_writers_one_wins(self) -> None:
         """Of several writers at once exactly one is told that it won, and its object is there."""
-        if not self.is_atomic:
-            return
+        _skip_unless(self.is_atomic)
         backend = self.make_backend()
         for number in range(self.rounds):
             key = f"commits/race/{number}"
@@ -252,16 +268,14 @@ class BackendConformance:
 
     def test_many_writers_of_the_same_all_win(self) -> None:
         """Who writes the same as another has what it wanted."""
-        if not self.is_atomic:
-            return
+        _skip_unless(self.is_atomic)
         backend = self.make_backend()
         outcomes = _together(lambda data: backend.put_if_absent("a", data), [b"the same"] * self.writers)
         _check(all(outcomes), "all writers of the same bytes must be told so")
 
     def test_readers_see_nothing_or_all(self) -> None:
         """No reader sees a part of an object, while it is written or replaced."""
-        if not self.is_atomic:
-            return
+        _skip_unless(self.is_atomic)
         backend = self.make_backend()
         sizes = (10, _MIB)
         backend.put("a", [b"." * sizes[0]])
@@ -292,6 +306,11 @@ class BackendConformance:
 
         _check(all(_together(act, range(self.writers))), "a thread read what another had written")
         _check(len(_listed(backend, "packs/")) == 5 * self.writers, "objects were lost or came back")
+
+
+def _skip_unless(is_atomic: bool) -> None:  # noqa: FBT001 -- that is all that it is about
+    if not is_atomic:
+        raise SkipTest("of several writers more than one may win here")
 
 
 def _listed(backend: Backend, prefix: str = "") -> dict[str, int]:

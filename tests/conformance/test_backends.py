@@ -20,7 +20,7 @@ from cas_checkpoint.backends import (
     generic,
     probe_put_if_absent,
 )
-from cas_checkpoint.errors import ObjectNotFound, StorageError
+from cas_checkpoint.errors import DamagedObject, ObjectNotFound, StorageError
 from cas_checkpoint.testing import BackendConformance, SimulatedBackend
 
 
@@ -141,6 +141,18 @@ def test_a_backend_that_does_not_conform_is_found():
         Bad().test_put_if_absent()
     with pytest.raises(AssertionError, match="writers won"):
         Bad().test_of_many_writers_one_wins()
+
+
+# --- what is said about damage ------------------------------------------------------------------
+
+
+def test_an_object_cut_short_or_too_large_is_said_to_be(backend):
+    backend.put("a", [b"0123456789"])
+    for read in (backend.get_range, lambda key, at, size: backend.read_into(key, at, memoryview(bytearray(size)))):
+        with pytest.raises(DamagedObject, match="truncated"):
+            read("a", 9, 2)
+    with pytest.raises(DamagedObject, match="bytes"):
+        backend.get("a", max_size=9)
 
 
 # --- listing ------------------------------------------------------------------------------------
