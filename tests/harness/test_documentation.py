@@ -23,7 +23,6 @@ def test_an_example_runs(example):
                 getattr(suite, test)()
         elif name == "TestMyCheckpoint":
             value.settings = settings(max_examples=3, stateful_step_count=6, deadline=None)
-            value.settings = settings(value.settings, max_examples=5, stateful_step_count=10)
             value("runTest").runTest()
 
 

@@ -111,7 +111,7 @@ _COLLECT, _COLLECT_2 = _collector(), _collector(2)
 _ABORT, _ABORT_2 = _collector(aborts=True), _collector(2, aborts=True)
 _TIDY = _collector(aborts=True, tidies=True)
 _REPACK, _REPACK_2 = _collector(repacks=True), _collector(2, repacks=True)
-_MOVE, _MOVE_2, _MOVE_3 = (_collector(number, repacks=True, tidies=True) for number in (1, 2, 3))
+_MOVE, _MOVE_2 = _collector(repacks=True, tidies=True), _collector(2, repacks=True, tidies=True)
 _CLEAN = _collector(indexes=True)
 
 # --- all rules ----------------------------------------------------------------------------------
@@ -159,10 +159,9 @@ SAFE = (
     ),
     _safe("repack twice, save", _PARTLY, _writer("b"), _MOVE, _MOVE_2, ends="r1: delete, r2: look"),
     _safe("repack twice, save of what is live", _THREE, _writer(tries=1), _REPACK, _REPACK_2),
-    _safe("repack twice, collect", _PARTLY, _REPACK, _REPACK_2, _COLLECT, ends="r1: look"),
+    _safe("repack twice, collect", _PARTLY, _REPACK, _REPACK_2, _COLLECT, is_long=True, ends="r1: look"),
     _safe("repack twice, forget, read", _PARTLY, _MOVE, _MOVE_2, _FORGET, _READ, ends="r1: remove move"),
     _safe("repack twice, collect, read", _PARTLY, _MOVE, _MOVE_2, _COLLECT, _READ, is_long=True),
-    _safe("repack thrice", _PARTLY, _MOVE, _MOVE_2, _MOVE_3, is_long=True),
     _safe("repack and collect, save, forget", _PARTLY, _writer("b"), _MOVE, _FORGET, _TIDY, is_long=True),
     _safe("repack what was half moved, save, forget", _HALF_MOVED, _writer(), _MOVE, _FORGET, _TIDY, is_long=True),
     _safe(
@@ -172,6 +171,7 @@ SAFE = (
         _REPACK_2,
         _COLLECT,
         ends="r1: withdraw move",
+        is_long=True,
         keeps_spared_moves=False,
     ),
     _safe("repack, old marks are removed", _after_a_mark(_PARTLY), _writer("b"), _MOVE, _OTHERS, ends="r1: withdraw"),
