@@ -24,7 +24,7 @@ from cas_checkpoint.index import ChunkIndex, encode_index, ids_array
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.merging import refresh_indexes
 from cas_checkpoint.monitor import Monitor, Notice
-from cas_checkpoint.moves import closure
+from cas_checkpoint.moves import MoveKey, closure
 from cas_checkpoint.needs import ChunkNeeds
 from cas_checkpoint.packs import Footer
 from cas_checkpoint.reading import SnapshotReader
@@ -170,8 +170,9 @@ class _Collection:
             return self._forecast(report, dead, sources)
         looked_at = {pack: self._roots.needing([pack]).keys() for pack in sources}
         targets = self._move(sources)
+        seen = self._roots.move_keys
         deleted, moved, aborted = self._sweep(dead, targets, looked_at)
-        self._tidy()
+        self._tidy(seen)
         return report._replace(
             packs_deleted=len(deleted),
             packs_repacked=len(moved),
@@ -320,17 +321,16 @@ class _Collection:
             if result.damaged:
                 self._warn(pack_key(pack), DamagedStore("it is damaged; run 'repair'"))
                 continue
-            copied[pack] = result.targets
+            copied[pack] = result.targets | self._older_targets(pack)
         footers = copier.finish()
         if footers:
             name = TransactionId(random_id())
             data = encode_index(name, self._base, footers)
             self._backend.put(index_key(name), [data])
             self._written += len(data) + sum(footer.pack_size for footer in footers)
-        for pack, targets in copied.items():
-            if targets or pack not in self._roots.moves:
-                self._written += put_move(self._backend, pack, targets)
-        return {pack: targets | self._older_targets(pack) for pack, targets in copied.items()}
+        for pack, targets in copied.items():  # each names all that is relied on: older moves may be removed by others
+            self._written += put_move(self._backend, pack, targets)
+        return copied
 
     def _older_targets(self, pack: PackId) -> frozenset[PackId]:
         """Return the packs to which a source was moved before, as far as they were there when the packs were listed."""
@@ -398,15 +398,19 @@ class _Collection:
 
     # --- tidying up ---
 
-    def _tidy(self) -> None:
-        """Clean the index, remove moves that nobody needs, and close or remove marks."""
+    def _tidy(self, seen: frozenset[MoveKey]) -> None:
+        """Clean the index, remove moves that nobody needs, and close or remove marks.
+
+        Of the moves only those are removed that were there at the first look: a later one may serve a manifest that was
+        not there yet at the second.
+        """
         deleted, written = refresh_indexes(self._backend)
         self._deleted += deleted + self._backend.sweep(self._grace)
         self._written += written
         marks = list_marks(self._backend)  # before the packs: what a later one condemns may be newer than these
         packs = list_packs(self._backend)
         needed = self._roots.needed()
-        for key in self._roots.move_keys:
+        for key in seen & self._roots.move_keys:
             if key.pack not in packs and key.pack not in needed:
                 self._backend.delete(str(key))
         for number in marks.open:

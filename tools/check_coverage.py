@@ -19,10 +19,15 @@ COMPLETE = [
     "manifests",
     "commits",
     "marks",
+    "moves",
+    "transactions",
+    "roots",
+    "needs",
+    "forgetting",
     "pointers",
     "overlays",
 ]
-"""Modules of the format: every branch is tested."""
+"""Modules of the format, and steps of the protocols: every branch is tested."""
 FULL = 100
 REST = 90
 """The least percentage over everything."""

@@ -39,12 +39,16 @@ class Killed(BaseException):
 class Gate:
     """Stops an actor just before an operation on a kind of objects."""
 
-    def __init__(self, verb, kind, nth=1):
+    def __init__(self, verb, kind, nth=1, *, at=None, do=None):
         self.at, self.nth = (verb, kind), nth
+        self.before, self.do = at, do
         self.reached, self.go = threading.Event(), threading.Event()
         self.kill = False
 
     def meet(self, verb, key):
+        if (verb, key.partition("/")[0]) == self.before:
+            self.before = None
+            self.do()
         if (verb, key.partition("/")[0]) != self.at or self.reached.is_set():
             return
         self.nth -= 1
@@ -76,12 +80,16 @@ class Gated(LocalBackend):
         self.gate.meet("list", prefix)
         return super().list(prefix)
 
+    def names(self, prefix):
+        self.gate.meet("list", prefix)
+        return super().names(prefix)
+
 
 class Actor:
-    """Does something in a thread of its own, up to a gate."""
+    """Does something in a thread of its own, up to a gate; at an operation before that, something else is done."""
 
-    def __init__(self, place, gate, action):
-        self.gate = Gate(*gate)
+    def __init__(self, place, gate, action, **between):
+        self.gate = Gate(*gate, **between)
         store = Store.open(place, durable=False)
         store._backend = Gated(str(place), self.gate)
         self.result = self.error = None
@@ -133,8 +141,8 @@ class World:
     def collect(self, **options):
         return self.open().collect(**options)
 
-    def actor(self, gate, action):
-        return Actor(self.place, gate, action)
+    def actor(self, gate, action, **between):
+        return Actor(self.place, gate, action, **between)
 
     def is_intact(self):
         store = self.open()
@@ -273,6 +281,20 @@ def repacking_of_what_another_collector_moves_chunks_to(world):
     one = world.actor(("put", "marks"), lambda store: store.collect(repack=0.5))
     other.resume()
     one.resume()
+    return world.is_intact()
+
+
+def tidying_beside_a_repacking_collector(world):
+    """A collector lists the manifests before a save writes its own, and the moves after another has moved its pack."""
+    first = world.save(MANY)
+    saver = world.actor(("put", "manifests"), lambda store: store.save(FEW))
+    tidier = world.actor(
+        ("list", "commits", 2), lambda store: store.collect(), at=("list", "moves"), do=lambda: world.forget(first)
+    )
+    world.acknowledge(saver.resume(), FEW)
+    world.collect(repack=0.1)
+    tidier.resume()
+    world.collect()
     return world.is_intact()
 
 
@@ -420,8 +442,8 @@ def a_commit_is_not_exclusive(patch):
 def aborted_commits_are_removed(patch):
     real = collecting._Collection._tidy
 
-    def remove_them(self):
-        real(self)
+    def remove_them(self, seen):
+        real(self, seen)
         for key in list_commits(self._backend):
             if len(self._backend.get(str(key), max_size=2**20)) == len(
                 Commit(State.ABORTED, self._header.store, key).encode()
@@ -478,11 +500,16 @@ def moves_keep_nothing_alive(patch):
     patch(roots, "closure", lambda packs, moves: frozenset(packs))
 
 
+def moves_that_were_not_there_at_the_first_look_are_removed(patch):
+    real = collecting._Collection._tidy
+    patch(collecting._Collection, "_tidy", lambda self, _: real(self, self._roots.move_keys))
+
+
 def moves_are_removed_while_they_are_needed(patch):
     real = collecting._Collection._tidy
 
-    def remove_them(self):
-        real(self)
+    def remove_them(self, seen):
+        real(self, seen)
         for key in list_moves(self._backend):
             self._backend.delete(str(key))
 
@@ -555,6 +582,7 @@ CASES = [
     (no_move_is_written, repacking_twice),
     (moves_keep_nothing_alive, repacking_twice),
     (moves_are_removed_while_they_are_needed, repacking_twice),
+    (moves_that_were_not_there_at_the_first_look_are_removed, tidying_beside_a_repacking_collector),
     (the_short_cut_does_not_look_at_moves, unchanged_source_whose_packs_were_moved),
     (the_manifest_is_forgotten_first, reader_beside_a_forgetter),
     (older_ones_are_forgotten_before_the_commit, save_that_keeps_one_and_dies_before_its_commit),

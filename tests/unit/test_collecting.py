@@ -10,7 +10,7 @@ import pytest
 
 from cas_checkpoint import packing
 from cas_checkpoint.backends import LocalBackend
-from cas_checkpoint.commits import CommitKey, manifest_key, pack_key
+from cas_checkpoint.commits import Commit, CommitKey, State, manifest_key, pack_key
 from cas_checkpoint.errors import DamagedStore, InvalidArgument, SnapshotNotFound, UnsupportedStore
 from cas_checkpoint.ids import PackId, StoreId, TransactionId
 from cas_checkpoint.marks import Mark, mark_key
@@ -108,6 +108,27 @@ def test_aborted_transactions_do_not_count_as_snapshots(store):
     abort(store._backend, key, StoreId(bytes.fromhex(store.id)))
     assert store.forget_older(2) == saved[:1]
     assert str(key) in keys(store._backend)
+
+
+def test_a_commit_that_cannot_be_read_stays(store, backend):
+    saved = [store.save(b"x%d" % number) for number in range(3)]
+    key = str(saved[0].reader().key)
+    backend.put(key, [backend.get(key, max_size=10_000)[:-1]])
+    assert store.forget_older(1) == saved[1:2]
+    assert key in keys(backend)
+
+
+def test_a_committed_record_as_small_as_an_aborted_one_counts(store, backend, monkeypatch):
+    saved = [store.save(b"x%d" % number) for number in range(3)]
+    real = backend.list
+
+    def small(prefix):
+        for info in real(prefix):
+            size = len(Commit(State.ABORTED, StoreId(bytes.fromhex(store.id)), saved[0].reader().key).encode())
+            yield info._replace(size=size)
+
+    monkeypatch.setattr(backend, "list", small)
+    assert store.forget_older(1) == saved[1::-1]
 
 
 def test_a_save_that_keeps_forgets_the_older_ones(store):
@@ -381,6 +402,14 @@ def test_what_was_moved_can_be_moved_again(store, backend, partly):
     store.collect()
     assert list_moves(backend) == []
     assert list_packs(backend) == frozenset()
+
+
+def test_a_pack_whose_footer_is_damaged_is_not_repacked(store, backend, partly):
+    pack = max(list_packs(backend), key=lambda pack: backend.size(pack_key(pack)))
+    backend.put(pack_key(pack), [backend.get(pack_key(pack), max_size=2**26)[:-1]])
+    listener = Listener()
+    assert store.collect(monitor=listener).packs_deleted == 0
+    assert any("left as it is" in str(notice) for notice in listener.notices)
 
 
 def test_a_damaged_pack_is_not_repacked(store, backend, partly):

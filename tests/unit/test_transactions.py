@@ -7,20 +7,30 @@ import os
 
 import pytest
 
+from cas_checkpoint import transactions
 from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.commits import Commit, CommitKey, State, index_key, manifest_key, pack_key
-from cas_checkpoint.errors import DamagedObject, InvalidArgument, SaveAborted, UnsupportedStore
+from cas_checkpoint.errors import DamagedObject, InvalidArgument, SaveAborted, StorageError, UnsupportedStore
 from cas_checkpoint.ids import PackId, StoreId, TransactionId
 from cas_checkpoint.marks import Mark, mark_key
+from cas_checkpoint.moves import MoveKey
 from cas_checkpoint.store import Store
 from cas_checkpoint.transactions import (
     MarkTable,
+    abort,
     commit,
     condemned_packs,
+    forget,
     list_commits,
     list_marks,
+    list_moves,
     next_sequence,
+    publish_mark,
+    put_move,
     read_commit,
+    read_mark,
+    read_moves,
+    remove_marks,
 )
 
 COLLECTION = TransactionId(b"g" * 16)
@@ -326,3 +336,101 @@ def test_a_manifest_is_dated_by_the_oldest_knowledge_it_relies_on(store):
 
     assert second.reader().manifest().base == 0
     assert store.save(os.urandom(300_000)).reader().manifest().base == 1
+
+
+# --- collectors' steps -----------------------------------------------------------------------------
+
+
+STORE = StoreId(b"s" * 16)
+KEY = CommitKey("default", 1, TransactionId(b"t" * 16))
+
+
+def test_an_abort_takes_the_place_of_a_commit_only_if_there_is_none(backend):
+    assert abort(backend, KEY, STORE)
+    assert abort(backend, KEY, STORE)  # by somebody else, or once more
+    other = KEY._replace(transaction=TransactionId(b"u" * 16))
+    commit(backend, Commit(State.COMMITTED, STORE, other, manifest_digest=bytes(32)))
+    assert not abort(backend, other, STORE)
+    forget(backend, other)
+    assert list(backend.list("commits/")) != []
+
+
+def test_an_abort_of_what_is_forgotten_at_that_moment_did_not_abort_it(backend):
+    class Forgetful(LocalBackend):
+        def put_if_absent(self, key, data):
+            return False
+
+    assert not abort(Forgetful(backend.root, durable=False), KEY, STORE)
+
+
+def test_a_mark_is_the_latest_when_it_is_there(backend):
+    class Overtaken(LocalBackend):
+        overtaken = False
+
+        def put_if_absent(self, key, data):
+            if not self.overtaken:
+                self.overtaken = True
+                put_mark(backend, 9, pack(9))
+                close_mark(backend, 9)
+            return super().put_if_absent(key, data)
+
+    assert publish_mark(Overtaken(backend.root, durable=False), [pack(1)]) == 10
+    assert list_marks(backend) == ((10,), (1, 9))
+    assert read_mark(backend, 10).packs == {pack(1)}
+
+
+def test_collections_take_different_numbers(backend):
+    assert [publish_mark(backend, [pack(number)]) for number in (1, 2)] == [1, 2]
+
+
+def test_a_mark_for_which_there_is_no_number_is_an_error(backend, monkeypatch):
+    class Crowded(LocalBackend):
+        def put_if_absent(self, key, data):
+            return False
+
+    monkeypatch.setattr(transactions, "_MARK_ATTEMPTS", 3)
+    with pytest.raises(StorageError, match="too many others"):
+        publish_mark(Crowded(backend.root, durable=False), [pack(1)])
+
+
+def test_a_mark_that_vanishes_is_looked_behind(backend):
+    assert read_mark(backend, 3) is None
+
+
+def test_moves_are_read_together(backend):
+    put_move(backend, pack(1), [pack(2)])
+    put_move(backend, pack(1), [pack(3), pack(4)])
+    put_move(backend, pack(5), [])
+    keys = list_moves(backend)
+    assert len(keys) == 3
+    assert len(list_moves(backend, pack(1))) == 2
+    backend.delete(str(list_moves(backend, pack(5))[0]))
+    assert read_moves(backend, keys) == {pack(1): {pack(2), pack(3), pack(4)}}
+
+
+def test_a_move_that_is_damaged_or_another_is_told(backend):
+    put_move(backend, pack(1), [pack(2)])
+    (key,) = list_moves(backend)
+    data = backend.get(str(key), max_size=1000)
+    other = MoveKey(pack(7), key.collection)
+    backend.put(str(other), [data])
+    with pytest.raises(DamagedObject, match="is the move"):
+        read_moves(backend, [other])
+    backend.put(str(key), [data[:-1]])
+    with pytest.raises(DamagedObject, match=str(key)):
+        read_moves(backend, [key])
+
+
+def test_a_move_under_a_name_that_is_taken_is_an_error(backend, monkeypatch):
+    monkeypatch.setattr(transactions, "random_id", lambda: b"r" * 16)
+    put_move(backend, pack(1), [pack(2)])
+    with pytest.raises(StorageError, match="drawn at random"):
+        put_move(backend, pack(1), [pack(3)])
+
+
+def test_old_marks_go_before_what_closes_them(backend):
+    for number in (1, 2):
+        put_mark(backend, number)
+        close_mark(backend, number)
+    remove_marks(backend, [1])
+    assert list_marks(backend) == ((), (2,))
