@@ -14,15 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cas_checkpoint.backends import Backend, ObjectInfo
-from cas_checkpoint.commits import index_key, manifest_key, pack_key
+from cas_checkpoint.commits import manifest_key, pack_key
 from cas_checkpoint.copying import PackCopier
 from cas_checkpoint.errors import CasCheckpointError, DamagedStore, InvalidArgument, ObjectNotFound, UnsupportedStore
 from cas_checkpoint.footers import read_footer
 from cas_checkpoint.headers import FEATURES, Header, check_features
-from cas_checkpoint.ids import PackId, TransactionId, is_hex_id
-from cas_checkpoint.index import ChunkIndex, encode_index, ids_array
+from cas_checkpoint.ids import SAVE_ID_SIZE, PackId, TransactionId, is_hex_id
+from cas_checkpoint.index import ChunkIndex, ids_array
 from cas_checkpoint.lazynumpy import np
-from cas_checkpoint.merging import refresh_indexes
+from cas_checkpoint.merging import put_index, refresh_indexes
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.moves import MoveKey, closure
 from cas_checkpoint.needs import ChunkNeeds
@@ -37,7 +37,6 @@ from cas_checkpoint.transactions import (
     list_packs,
     publish_mark,
     put_move,
-    random_id,
     read_mark,
     remove_marks,
 )
@@ -48,7 +47,6 @@ _DAY = 86_400.0
 _KEPT_MARKS = 64
 _MAX_ROWS = 2**21  # chunks of suspected packs looked at together
 _REQUESTS = 8  # at once
-_SAVE_ID_SIZE = 8  # see `saving`
 _WORTH_LOOKING = 256 * 2**20  # so many bytes forgotten make it worth to look how much can be freed
 _WORTH_COLLECTING = 0.1  # share of the bytes of all packs
 _AUTOMATIC_GRACE = 3600.0
@@ -210,8 +208,8 @@ class _Collection:
     def _dead(self, needed: frozenset[PackId]) -> tuple[frozenset[PackId], frozenset[PackId]]:
         """Return the packs that nobody needs: those to delete, and those of saves that may be under way."""
         unneeded = self._packs.keys() - needed
-        alive = {pack[:_SAVE_ID_SIZE] for pack in unneeded if self._is_young(self._packs[pack])}
-        waiting = frozenset(pack for pack in unneeded if pack[:_SAVE_ID_SIZE] in alive)
+        alive = {pack[:SAVE_ID_SIZE] for pack in unneeded if self._is_young(self._packs[pack])}
+        waiting = frozenset(pack for pack in unneeded if pack[:SAVE_ID_SIZE] in alive)
         return frozenset(unneeded - waiting), waiting
 
     def _is_young(self, info: ObjectInfo) -> bool:
@@ -324,10 +322,8 @@ class _Collection:
             copied[pack] = result.targets | self._older_targets(pack)
         footers = copier.finish()
         if footers:
-            name = TransactionId(random_id())
-            data = encode_index(name, self._base, footers)
-            self._backend.put(index_key(name), [data])
-            self._written += len(data) + sum(footer.pack_size for footer in footers)
+            self._written += put_index(self._backend, self._base, footers)[1]
+            self._written += sum(footer.pack_size for footer in footers)
         for pack, targets in copied.items():  # each names all that is relied on: older moves may be removed by others
             self._written += put_move(self._backend, pack, targets)
         return copied

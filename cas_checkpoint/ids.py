@@ -14,6 +14,7 @@ import blake3
 __all__ = [
     "CHUNK_ID_SIZE",
     "RANDOM_ID_SIZE",
+    "SAVE_ID_SIZE",
     "Buffer",
     "ChunkId",
     "PackId",
@@ -37,6 +38,8 @@ StoreId = NewType("StoreId", bytes)
 
 CHUNK_ID_SIZE = 32
 RANDOM_ID_SIZE = 16
+SAVE_ID_SIZE = 8
+"""Bytes with which the ids of all packs of one transaction begin."""
 
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -8,7 +8,7 @@ not once for every save: after any number of saves there are some 50 small objec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cas_checkpoint.backends import Backend
@@ -20,7 +20,15 @@ from cas_checkpoint.index import encode_index, parse_index
 from cas_checkpoint.packs import Footer
 from cas_checkpoint.transactions import list_marks, list_packs, random_id
 
-__all__ = ["PASSED_OVER", "indexed_footers", "list_indexes", "merge_indexes", "refresh_indexes", "worth_merging"]
+__all__ = [
+    "PASSED_OVER",
+    "indexed_footers",
+    "list_indexes",
+    "merge_indexes",
+    "put_index",
+    "refresh_indexes",
+    "worth_merging",
+]
 
 PASSED_OVER = (ObjectNotFound, DamagedObject, UnsupportedStore)
 """What may be wrong with an index object without anything being wrong with the store."""
@@ -40,6 +48,14 @@ def list_indexes(backend: Backend) -> dict[TransactionId, int]:
     """Return the names of the store's index objects and their sizes in bytes."""
     names = ((info.key.removeprefix(_PREFIX), info.size) for info in backend.list(_PREFIX))
     return {TransactionId(bytes.fromhex(name)): size for name, size in names if is_hex_id(name)}
+
+
+def put_index(backend: Backend, base: int, footers: Sequence[Footer]) -> tuple[TransactionId, int]:
+    """Write an index object of these footers, dated by `base`; return its random name, and its size in bytes."""
+    name = TransactionId(random_id())
+    data = encode_index(name, base, footers)
+    backend.put(index_key(name), [data])
+    return name, len(data)
 
 
 # --- merging ------------------------------------------------------------------------------------
@@ -89,8 +105,7 @@ def _merge(backend: Backend, sizes: Mapping[TransactionId, int]) -> TransactionI
             footers.update((footer.pack, footer) for footer in new if footer.pack not in footers)
         if len(parts) <= 1:
             return None
-        merged = TransactionId(random_id())
-        backend.put(index_key(merged), [encode_index(merged, base, list(footers.values()))])
+        merged, _ = put_index(backend, base, list(footers.values()))
         for _ in pool.map(backend.delete, map(index_key, parts)):  # only now: nothing is ever missing
             pass
     return merged
@@ -118,10 +133,7 @@ def refresh_indexes(backend: Backend) -> tuple[int, int]:
             parts = list(_read_all(pool, backend, group))
             footers = {footer.pack: footer for *_, found in parts for footer in found if footer.pack in existing}
             if footers:
-                merged = TransactionId(random_id())
-                data = encode_index(merged, base, list(footers.values()))
-                backend.put(index_key(merged), [data])
-                written += len(data)
+                written += put_index(backend, base, list(footers.values()))[1]
             for name, *_ in parts:
                 backend.delete(index_key(name))
                 deleted += group[name]

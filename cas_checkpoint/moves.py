@@ -13,7 +13,7 @@ from cas_checkpoint.errors import DamagedObject
 from cas_checkpoint.ids import RANDOM_ID_SIZE, Buffer, PackId, TransactionId
 from cas_checkpoint.records import MAX_RECORD_SIZE, Kind, decode_record, encode_record
 
-__all__ = ["MAX_MOVE_SIZE", "MOVES_PREFIX", "Move", "MoveKey", "closure", "parse_move_key"]
+__all__ = ["MAX_MOVE_SIZE", "MOVES_PREFIX", "Move", "MoveKey", "closure", "parse_move_key", "reverse"]
 
 MOVES_PREFIX: Final = "moves/"
 MAX_MOVE_SIZE = MAX_RECORD_SIZE + 2**10
@@ -77,3 +77,12 @@ def closure(packs: Iterable[PackId], moves: Mapping[PackId, frozenset[PackId]]) 
         found |= fresh
         waiting += fresh
     return frozenset(found)
+
+
+def reverse(moves: Mapping[PackId, frozenset[PackId]]) -> dict[PackId, frozenset[PackId]]:
+    """Return for each target of a move the packs that were moved to it."""
+    sources: dict[PackId, set[PackId]] = {}
+    for pack, targets in moves.items():
+        for target in targets:
+            sources.setdefault(target, set()).add(pack)
+    return {target: frozenset(packs) for target, packs in sources.items()}

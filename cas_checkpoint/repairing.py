@@ -6,7 +6,7 @@ is recorded, a mark published, and only then the pack leaves. A repair may stop 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from cas_checkpoint.backends import Backend
@@ -18,9 +18,8 @@ from cas_checkpoint.flips import unflipped
 from cas_checkpoint.footers import read_footer
 from cas_checkpoint.headers import HEADER_KEY, MAX_HEADER_SIZE, Header, check_features
 from cas_checkpoint.ids import ChunkId, PackId, TransactionId
-from cas_checkpoint.index import encode_index
 from cas_checkpoint.marks import Mark, mark_key
-from cas_checkpoint.merging import refresh_indexes
+from cas_checkpoint.merging import put_index, refresh_indexes
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.moves import MAX_MOVE_SIZE, MoveKey, closure, parse_move_key
 from cas_checkpoint.packs import MAX_PACK_SIZE, PACK_TAIL_SIZE, Footer, parse_footer, read_tail
@@ -143,7 +142,7 @@ def _correct(backend: Backend, base: int, found: Verification, *, dry_run: bool)
         if whole is not None:
             corrected.append(key)
     if footers and not dry_run:
-        _put_index(backend, base, footers)
+        put_index(backend, base, footers)
     return tuple(corrected)
 
 
@@ -152,11 +151,6 @@ def _damaged_footer(backend: Backend, pack: PackId) -> bytes:
     size = backend.size(key)
     length = read_tail(backend.get_range(key, max(0, size - PACK_TAIL_SIZE), PACK_TAIL_SIZE), pack_size=size)
     return backend.get_range(key, size - PACK_TAIL_SIZE - length, min(length, _MAX_FOOTER_SIZE))
-
-
-def _put_index(backend: Backend, base: int, footers: Sequence[Footer]) -> None:
-    name = TransactionId(random_id())
-    backend.put(index_key(name), [encode_index(name, base, footers)])
 
 
 def _packs(keys: Iterable[str]) -> Iterator[PackId]:
@@ -347,13 +341,12 @@ class _Repair:
     def _finish_copies(self) -> None:
         footers = self._copier.finish()
         if footers:
-            _put_index(self._backend, self._base, footers)
+            put_index(self._backend, self._base, footers)
 
     def _move(self, targets: dict[PackId, frozenset[PackId]], damaged: list[PackId]) -> set[PackId]:
         """Record what went where, announce what is to go, and put it aside; return the packs that had to be spared."""
-        for pack, packs in targets.items():
-            if packs or pack not in self._found.moves:
-                put_move(self._backend, pack, packs)
+        for pack, packs in targets.items():  # each names all there is: older moves may be removed by others
+            put_move(self._backend, pack, packs | self._found.moves.get(pack, frozenset()))
         number = publish_mark(self._backend, damaged) if damaged else None
         every = frozenset().union(*targets.values())
         lost = condemned_packs(self._backend, self._base, every, own=number) if every else frozenset()
@@ -432,10 +425,10 @@ class _Repair:
             group.append(footer)
             size += len(footer.encoded)
             if size > _MAX_INDEX_SIZE:
-                _put_index(self._backend, self._base, group)
+                put_index(self._backend, self._base, group)
                 group, size = [], 0
         if group:
-            _put_index(self._backend, self._base, group)
+            put_index(self._backend, self._base, group)
         if is_complete:
             for name in self._found.bad_indexes:
                 self._backend.delete(index_key(name))

@@ -6,7 +6,7 @@ chunks were moved to.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ from cas_checkpoint.errors import DamagedObject, ObjectNotFound
 from cas_checkpoint.ids import PackId, StoreId, TransactionId, digest, is_hex_id
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import MAX_MANIFEST_SIZE, Content, Manifest
-from cas_checkpoint.moves import MoveKey, closure
+from cas_checkpoint.moves import MoveKey, closure, reverse
 from cas_checkpoint.transactions import list_moves, read_commit, read_moves
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Roots:
     def needing(self, packs: Iterable[PackId]) -> dict[TransactionId, Root]:
         """Return the manifests that count and in whose closure any of these packs is."""
         mask = np.zeros(len(self._numbers), bool)
-        mask[[self._numbers[pack] for pack in closure(packs, _reversed(self.moves)) if pack in self._numbers]] = True
+        mask[[self._numbers[pack] for pack in closure(packs, reverse(self.moves)) if pack in self._numbers]] = True
         return {name: root for name, root in self.found.items() if mask[root.packs].any()}
 
     def closure(self, root: Root) -> frozenset[PackId]:
@@ -158,12 +158,3 @@ class Roots:
 def _transaction(key: str) -> TransactionId | None:
     name = key.removeprefix(_PREFIX)
     return TransactionId(bytes.fromhex(name)) if is_hex_id(name) else None
-
-
-def _reversed(moves: Mapping[PackId, frozenset[PackId]]) -> dict[PackId, frozenset[PackId]]:
-    """Return for each target of a move the packs that were moved to it."""
-    sources: dict[PackId, set[PackId]] = {}
-    for pack, targets in moves.items():
-        for target in targets:
-            sources.setdefault(target, set()).add(pack)
-    return {target: frozenset(packs) for target, packs in sources.items()}

@@ -40,7 +40,7 @@ from cas_checkpoint.errors import (
 )
 from cas_checkpoint.filescache import FilesCache, FilesCacheWriter, Row, Stamp
 from cas_checkpoint.headers import Header
-from cas_checkpoint.ids import PackId, TransactionId, digest
+from cas_checkpoint.ids import SAVE_ID_SIZE, PackId, TransactionId, digest
 from cas_checkpoint.index import encode_index
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.manifests import (
@@ -78,7 +78,6 @@ OnError = Literal["fail", "skip"]
 
 _MAX_ATTEMPTS = 5
 _KEPT_CHUNKS = 4096  # looked up at once
-_SAVE_ID_SIZE = 8  # bytes of the ids of all packs of one transaction that are the same
 
 
 class SaveOptions(NamedTuple):
@@ -311,7 +310,7 @@ class _Attempt:
         return self._packer
 
     def _new_pack(self) -> PackId:
-        self._packs.append(PackId(self._key.transaction[:_SAVE_ID_SIZE] + random_id()[_SAVE_ID_SIZE:]))
+        self._packs.append(PackId(self._key.transaction[:SAVE_ID_SIZE] + random_id()[SAVE_ID_SIZE:]))
         return self._packs[-1]
 
     def _inline_commit(self, entries: Content, pack: bytes) -> Commit:

@@ -28,7 +28,7 @@ from cas_checkpoint.losses import Doubt, doubts
 from cas_checkpoint.manifests import MAX_MANIFEST_SIZE, Content, Manifest
 from cas_checkpoint.marks import MAX_MARK_SIZE, Mark, parse_mark_key
 from cas_checkpoint.monitor import Monitor
-from cas_checkpoint.moves import MoveKey, closure, parse_move_key
+from cas_checkpoint.moves import MoveKey, closure, parse_move_key, reverse
 from cas_checkpoint.packs import PREFIX_SIZE, Footer
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.records import Kind, check_head
@@ -378,7 +378,7 @@ class Verification:
     def needing(self, pack: PackId) -> tuple[str, ...]:
         """Return the ids of the snapshots that need a pack, be it as one to which others were moved."""
         if pack not in self._needing:
-            sources = closure([pack], _reversed(self.moves))
+            sources = closure([pack], reverse(self.moves))
             self._needing[pack] = tuple(name for name, found in self.committed.items() if found.packs & sources)
         return self._needing[pack]
 
@@ -649,12 +649,3 @@ class Verification:
 
 def _reason(error: CasCheckpointError) -> str:
     return error.reason if isinstance(error, DamagedObject) else str(error)
-
-
-def _reversed(moves: Mapping[PackId, frozenset[PackId]]) -> dict[PackId, frozenset[PackId]]:
-    """Return for each target of a move the packs that were moved to it."""
-    sources: dict[PackId, set[PackId]] = {}
-    for pack, targets in moves.items():
-        for target in targets:
-            sources.setdefault(target, set()).add(pack)
-    return {target: frozenset(packs) for target, packs in sources.items()}
