@@ -393,7 +393,7 @@ def test_a_mark_for_which_there_is_no_number_is_an_error(backend, monkeypatch):
         publish_mark(Crowded(backend.root, durable=False), [pack(1)])
 
 
-def test_a_mark_that_vanishes_is_looked_behind(backend):
+def test_a_mark_that_is_not_there_is_none(backend):
     assert read_mark(backend, 3) is None
 
 
@@ -428,9 +428,13 @@ def test_a_move_under_a_name_that_is_taken_is_an_error(backend, monkeypatch):
         put_move(backend, pack(1), [pack(3)])
 
 
-def test_old_marks_go_before_what_closes_them(backend):
+def test_old_marks_go_before_what_closes_them(backend, monkeypatch):
     for number in (1, 2):
         put_mark(backend, number)
         close_mark(backend, number)
+    deleted = []
+    real = backend.delete
+    monkeypatch.setattr(backend, "delete", lambda key: (deleted.append(key), real(key)))
     remove_marks(backend, [1])
+    assert deleted == [mark_key(1), mark_key(1, closed=True)]
     assert list_marks(backend) == ((), (2,))
