@@ -18,6 +18,7 @@ from cas_checkpoint.ids import Buffer
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.places import Home, Place, SharedStore, StoreAccess
 from cas_checkpoint.previous import Fallback, Previous
+from cas_checkpoint.saving import Delta
 from cas_checkpoint.sessions import Session, TemporaryFolder
 from cas_checkpoint.snapshots import Snapshot
 from cas_checkpoint.sources import Source
@@ -76,6 +77,7 @@ class SyncCheckpoint(Checkpoint):
         store: PathLike | Store | None = None,
         keep: int | None = None,
         fallback: Fallback = None,
+        delta: Delta = "fast",
         durable: bool = True,
         storage_options: Mapping[str, object] | None = None,
     ) -> None:
@@ -96,6 +98,7 @@ class SyncCheckpoint(Checkpoint):
                 needed is deleted in the background, when it is much. By default nothing is forgotten.
             fallback: "previous" to resume, if the previous checkpoint is damaged, from the next older snapshot of the
                 series that is not, with a warning; by default that is an error.
+            delta: how to store what changed of tensors since the last save: see `Store.save`.
             durable: on local disk, wait for the disk at every save; switch off for scratch data only.
             storage_options: passed on to fsspec, for every place.
 
@@ -113,6 +116,9 @@ class SyncCheckpoint(Checkpoint):
         if fallback not in (None, "previous"):
             raise InvalidArgument(f'fallback must be "previous" or None, not {fallback!r}')
         self._fallback: Fallback = fallback
+        if delta not in ("off", "fast", "small"):
+            raise InvalidArgument(f'delta must be "off", "fast" or "small", not {delta!r}')
+        self._delta: Delta = delta
         access = StoreAccess(durable, dict(storage_options or {}))
         shared = _shared(os.environ.get(STORE_VARIABLE) if store is None else store)
         check_series(series)
@@ -262,7 +268,9 @@ class SyncCheckpoint(Checkpoint):
 
     def _save(self, session: Session, home: Home, source: Source, onto: Snapshot | None = None) -> Snapshot:
         try:
-            return home.store.save(source, series=home.series, onto=onto, keep=self._keep, monitor=_LogMonitor())
+            return home.store.save(
+                source, series=home.series, onto=onto, keep=self._keep, delta=self._delta, monitor=_LogMonitor()
+            )
         except StoreNotFound:  # it was removed; the next save makes it again
             session.home = None
             raise

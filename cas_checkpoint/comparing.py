@@ -11,11 +11,11 @@ from itertools import islice
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import Commit, CommitKey, State
-from cas_checkpoint.errors import CasCheckpointError
+from cas_checkpoint.errors import CasCheckpointError, DamagedStore
 from cas_checkpoint.filescache import FilesCache, Row
 from cas_checkpoint.forecasts import Candidate, Forecast
 from cas_checkpoint.ids import StoreId
-from cas_checkpoint.manifests import ChunkRef, Content, EntrySplitter, EntryType, decode_entry, order, peek_path
+from cas_checkpoint.manifests import ChunkRef, Content, Entry, EntrySplitter, EntryType, decode_entry, order, peek_path
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.transactions import list_marks, read_commit
 
@@ -116,6 +116,24 @@ class Comparison:
             yield from parent.rows() if self.cache is None else self.cache.rows()
         except CasCheckpointError:
             return
+
+    def reader(self) -> SnapshotReader:
+        """Return the reader of the snapshot, which there must be."""
+        parent = self.parent()
+        if parent is None:
+            raise DamagedStore("the snapshot to compare with cannot be read")
+        return parent.reader
+
+    def earlier(self, row: Row | None, entry: Entry) -> Entry | None:
+        """Return what is perhaps an earlier version of a file: that of the same path, else one of the same size."""
+        try:
+            if row is None:
+                row = self.row(entry.path, entry.size)
+            rows = [row] if row is not None else self._of_size(entry.size)
+            found = (decode_entry(one.encoded) for one in rows)
+            return next((one for one in found if one.type is EntryType.FILE), None)
+        except CasCheckpointError:
+            return None
 
     def forecast(self, row: Row | None, size: int) -> Forecast | None:
         """Return what chunks to expect in a file of `size` bytes that has that row, or is perhaps a moved one."""

@@ -11,19 +11,12 @@ from typing import Final, NamedTuple
 
 from cas_checkpoint.ids import ChunkId
 from cas_checkpoint.manifests import ChunkRef
-from cas_checkpoint.segments import Segment
+from cas_checkpoint.segments import Cut, Segment
 
-__all__ = ["Candidate", "Cut", "Forecast"]
+__all__ = ["Candidate", "Forecast"]
 
 _MAX_MISSES: Final = 64  # in a row; whoever changes more than that is cut in bulk, which is faster
 _HORIZON: Final = 4096  # chunks ahead among which one that was found again is looked for
-
-
-class Cut(NamedTuple):
-    """The end of a chunk in its segment, and the chunk's id where that is known already."""
-
-    end: int
-    chunk: ChunkId | None
 
 
 class Candidate(NamedTuple):
@@ -39,6 +32,8 @@ class Forecast:
     Attributes:
         over: whether there is nothing more to be expected.
     """
+
+    is_certain = False
 
     def __init__(self, candidates: Sequence[Candidate], *, refs: Sequence[ChunkRef] = (), number: int = 0) -> None:
         """Expect the chunks of the first candidate that begins as the file does; of a single one in any case.

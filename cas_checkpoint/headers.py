@@ -39,6 +39,11 @@ class Header(NamedTuple):
     put_if_absent: bool = True
     features: tuple[tuple[str, tuple[str, ...]], ...] = _DEMANDS
 
+    @property
+    def knows_tensors(self) -> bool:
+        """Whether all readers of the store know planes and deltas."""
+        return all("tensors" in dict(self.features).get(operation, ()) for operation in OPERATIONS)
+
     def encode(self) -> bytes:
         """Return the header object."""
         return encode_record(

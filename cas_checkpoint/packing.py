@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.buffers import ReadBuffer, ReadBuffers, anonymous_memory
@@ -22,8 +22,9 @@ from cas_checkpoint.index import ChunkIndex, ids_array
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import Footer, PackBuilder
+from cas_checkpoint.segments import Hint
 
-__all__ = ["MAX_BATCH_CHUNKS", "PACK_SIZE", "Batch", "Packer", "Spans", "buffers_ahead"]
+__all__ = ["MAX_BATCH_CHUNKS", "PACK_SIZE", "Batch", "Coding", "Packer", "PlainBases", "Spans", "buffers_ahead"]
 
 PACK_SIZE = 64 * 2**20
 """A pack is closed when it has this many bytes."""
@@ -33,6 +34,7 @@ _METADATA_HELD = 8 * 2**20  # bytes of entries and lists kept back, so that they
 _ARENA_MARGIN = MAX_CHUNK_SIZE  # for the chunk that fills a pack
 _MAX_AHEAD = 5
 _LENT_SIZE = 160 * 2**20  # at most so much memory is lent to packs; beyond that, what is in buffers is copied
+_DELTA_SHARE = 0.8  # of what a chunk would be as a whole; a delta that is larger is not worth a second read
 _LENT_SHARE = 5 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
 Spans = Sequence[tuple[int, int]]
@@ -43,6 +45,32 @@ def buffers_ahead(workers: int) -> int:
     return min(workers // 2 + 1, _MAX_AHEAD) if workers > 1 else 0
 
 
+class PlainBases(Protocol):
+    """Where the bytes of those chunks are that others may be deltas of. Used by several threads."""
+
+    def get(self, chunk: ChunkId, size: int) -> Buffer | None:
+        """Return the bytes of a chunk, None if they are not to be had at little cost."""
+
+    def keep(self, chunk: ChunkId, plain: Buffer) -> None:
+        """Take note of a chunk of a tensor that is stored whole."""
+
+
+class Coding(NamedTuple):
+    """How chunks become blobs.
+
+    Attributes:
+        level: the zstd level.
+        planes: whether the store's readers know planes and deltas.
+        bases: where bases come from; None for no deltas.
+        small: whether deltas are to be small rather than fast.
+    """
+
+    level: int
+    planes: bool = True
+    bases: PlainBases | None = None
+    small: bool = False
+
+
 class Batch(NamedTuple):
     """Chunks that are handled together.
 
@@ -51,12 +79,14 @@ class Batch(NamedTuple):
         spans: start and end of each chunk in the buffer.
         known: the id of each chunk, None where it is to be found out.
         done: called with each chunk's id and whether it was new, in the order of the spans.
+        hints: what helps to code each chunk; none for any if there are fewer.
     """
 
     buffer: ReadBuffer
     spans: Spans
     known: Sequence[ChunkId | None]
     done: Callable[[Sequence[tuple[ChunkId, bool]]], None]
+    hints: Sequence[Hint | None] = ()
 
 
 class _Coded(NamedTuple):
@@ -65,6 +95,14 @@ class _Coded(NamedTuple):
     chunk: ChunkId
     size: int
     blob: tuple[int, Buffer, int] | None  # codec, payload, check
+    base: ChunkId | None = None  # what the blob is a delta of
+
+
+class _Base(NamedTuple):
+    """A chunk that is stored whole, and the number of a pack that holds it so."""
+
+    chunk: ChunkId
+    pack: int
 
 
 class _Results(NamedTuple):
@@ -107,7 +145,7 @@ class Packer:
         *,
         new_pack: Callable[[], PackId],
         workers: int,
-        level: int,
+        coding: Coding,
         monitor: Monitor,
     ) -> None:
         """Begin a save's packs.
@@ -118,13 +156,13 @@ class Packer:
             buffers: where the buffers of batches come from.
             new_pack: makes the random id of a pack.
             workers: threads that hash and compress.
-            level: the zstd level.
+            coding: how chunks become blobs.
             monitor: told of bytes written.
         """
         self.footers: list[Footer] = []
         self.bytes_written = 0
         self._backend, self._knowledge, self._buffers, self._new_pack = backend, knowledge, buffers, new_pack
-        self._level, self._monitor, self._workers = level, monitor, workers
+        self._coding, self._monitor, self._workers = coding, monitor, workers
         self._local = threading.local()
         self._wrote_lock = threading.Lock()  # a monitor is never told of two packs at once
         self._own = ChunkIndex()  # the chunks of packs that are closed
@@ -151,9 +189,10 @@ class Packer:
     def submit(self, batch: Batch) -> None:
         """Take a batch; calls `done` of this or earlier batches as they are finished."""
         if self._knowledge is None:  # so little that a thread would cost more than it does
-            self._take(batch, self._code(batch.buffer.view, batch.spans, batch.known))
+            self._take(batch, self._code(batch.buffer.view, batch.spans, batch.known, batch.hints))
             return
-        self._batches.append((batch, self._coders.submit(self._code, batch.buffer.view, batch.spans, batch.known)))
+        found = self._coders.submit(self._code, batch.buffer.view, batch.spans, batch.known, batch.hints)
+        self._batches.append((batch, found))
         while len(self._batches) > self._workers + 1:
             self._collect()
 
@@ -168,7 +207,7 @@ class Packer:
 
     def store(self, chunk: Buffer) -> ChunkId:
         """Store one chunk of metadata (entries, lists of chunks); these lie together, apart from files' data."""
-        (coded,), used, _ = self._code(chunk, [(0, len(chunk))], [None])
+        (coded,), used, _ = self._code(chunk, [(0, len(chunk))], [None], ())
         self._used |= used
         if coded.blob is not None:
             self._fresh.add(coded.chunk)
@@ -218,27 +257,77 @@ class Packer:
         known = self._own.locate(array).found
         if self._knowledge is None:
             return known.tolist(), set()
-        found = self._knowledge.index.locate(array)
+        index = self._knowledge.index
+        found = index.locate(array)
         old = found.found & ~known
-        return (known | old).tolist(), set(found.packs[old].tolist())
+        numbers, ids_of_bases = index.bases(found)
+        if not len(numbers):
+            return (known | old).tolist(), set(found.packs[old].tolist())
+        bases = index.locate(ids_of_bases, whole=True)
+        old[numbers] &= bases.found
+        packs = set(found.packs[old].tolist()) | set(bases.packs[old[numbers]].tolist())
+        return (known | old).tolist(), packs
 
-    def _code(self, buffer: Buffer, spans: Spans, known_ids: Sequence[ChunkId | None]) -> _Results:
+    def _encoder(self) -> Encoder:
+        encoder: Encoder | None = getattr(self._local, "encoder", None)
+        if encoder is None:
+            encoder = self._local.encoder = Encoder(level=self._coding.level, planes=self._coding.planes)
+        return encoder
+
+    def _code(
+        self, buffer: Buffer, spans: Spans, known_ids: Sequence[ChunkId | None], hints: Sequence[Hint | None]
+    ) -> _Results:
         own_packs = len(self._own.packs)
         view = memoryview(buffer)
         ids = [known or chunk_id(view[start:end]) for known, (start, end) in zip(known_ids, spans, strict=True)]
         known, used = self._look_up(ids)
-        encoder: Encoder | None = getattr(self._local, "encoder", None)
-        if encoder is None:
-            encoder = self._local.encoder = Encoder(level=self._level)
-        coded, seen = [], set()
-        for chunk, (start, end), is_known in zip(ids, spans, known, strict=True):
-            blob = None
-            if not is_known and chunk not in seen and chunk not in self._fresh:
-                codec, payload = encoder.encode(view[start:end])
-                blob = (codec, payload, blob_check(codec, payload))
-                seen.add(chunk)
-            coded.append(_Coded(chunk, end - start, blob))
+        fresh: dict[ChunkId, int] = {}
+        for number, (chunk, is_known) in enumerate(zip(ids, known, strict=True)):
+            if not is_known and chunk not in self._fresh:
+                fresh.setdefault(chunk, number)
+        bases = self._bases(hints[number] if hints else None for number in fresh.values())
+        coded = [_Coded(chunk, end - start, None) for chunk, (start, end) in zip(ids, spans, strict=True)]
+        for (chunk, number), base in zip(fresh.items(), bases, strict=True):
+            start, end = spans[number]
+            blob = self._blob(chunk, view[start:end], hints[number] if hints else None, base)
+            coded[number] = blob
+            if blob.base is not None and base is not None:
+                used.add(base.pack)
         return _Results(coded, used, own_packs)
+
+    def _bases(self, hints: Iterable[Hint | None]) -> list[_Base | None]:
+        """Return what each chunk may be a delta of: its earlier version, or what that one is a delta of itself."""
+        candidates = [hint.base if hint is not None else None for hint in hints]
+        wanted = [chunk for chunk in candidates if chunk is not None]
+        if not wanted or self._knowledge is None or self._coding.bases is None:
+            return [None] * len(candidates)
+        index = self._knowledge.index
+        array = ids_array(b"".join(wanted))
+        numbers, ids_of_bases = index.bases(index.locate(array))
+        if len(numbers):
+            array = array.copy()
+            array[numbers] = ids_of_bases
+        found = index.locate(array, whole=True)
+        places = zip(found.found.tolist(), array, found.packs.tolist(), strict=True)
+        bases = iter([_Base(ChunkId(bytes(chunk)), pack) if is_found else None for is_found, chunk, pack in places])
+        return [None if chunk is None else next(bases) for chunk in candidates]
+
+    def _blob(self, chunk: ChunkId, plain: memoryview, hint: Hint | None, base: _Base | None) -> _Coded:
+        """Turn a chunk into a blob: a delta if that pays."""
+        encoder, bases = self._encoder(), self._coding.bases
+        elements = None if hint is None else hint.elements
+        if elements is not None and base is not None and bases is not None:
+            earlier = bases.get(base.chunk, len(plain))
+            if earlier is not None:
+                limit = int(_DELTA_SHARE * encoder.estimate(plain, elements))
+                delta = encoder.encode_delta(plain, earlier, elements, ordered=self._coding.small, limit=limit)
+                if delta is not None:
+                    blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
+                    return _Coded(chunk, len(plain), blob, base.chunk)
+        if elements is not None and bases is not None:
+            bases.keep(chunk, plain)
+        codec, payload = encoder.encode(plain, elements)
+        return _Coded(chunk, len(plain), (codec, payload, blob_check(codec, payload)))
 
     # --- in the calling thread ---
 
@@ -283,7 +372,7 @@ class Packer:
             lender.users += 1
             pack.lent.append(lender)
             self._lent_size += len(lender.view)
-        pack.builder.add(item.chunk, codec, payload, item.size, check, lent=lent)
+        pack.builder.add(item.chunk, codec, payload, item.size, check, base=item.base, lent=lent)
         if self._knowledge and (pack.builder.size >= PACK_SIZE or len(pack.builder) >= MAX_PACK_CHUNKS):
             self._close_pack(pack)
 

@@ -41,6 +41,12 @@ class SourceReader(Protocol):
         Data that cannot be read is `SourceUnreadable`.
         """
 
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return so many bytes from an offset on, fewer if there are no more; none if only `readinto` can read.
+
+        What `readinto` reads is not affected. Data that cannot be read is `SourceUnreadable`.
+        """
+
     def finish(self) -> int:
         """After the last byte: return the size of the file, holes included, in bytes.
 
@@ -92,6 +98,10 @@ class BufferReader:
         buffer[: len(piece)] = piece
         self._offset += len(piece)
         return len(piece)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """See `SourceReader`."""
+        return bytes(self._data[offset : offset + size])
 
     def finish(self) -> int:
         """See `SourceReader`."""
@@ -165,6 +175,9 @@ class _GivenReader:
         buffer[: len(data)] = data
         return len(data)
 
+    def read_at(self, offset: int, size: int) -> bytes:  # noqa: ARG002 -- where it stands is the caller's business
+        return b""
+
     def finish(self) -> int:
         return self._size
 
@@ -233,6 +246,17 @@ class FileReader:
         if self.extents is not None and self._left:
             os.lseek(self._fd, offset, os.SEEK_SET)
         return self._left > 0
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """See `SourceReader`."""
+        parts = []
+        try:
+            while size > 0 and (part := os.pread(self._fd, size, offset)):
+                parts.append(part)
+                offset, size = offset + len(part), size - len(part)
+        except OSError as error:
+            raise source_error(self._path, error) from error
+        return b"".join(parts)
 
     def finish(self) -> int:
         """See `SourceReader`."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cas_checkpoint.backends import Backend
+from cas_checkpoint.basecache import BaseCache
+from cas_checkpoint.bases import Bases, base_finder
 from cas_checkpoint.buffers import ReadBuffers
 from cas_checkpoint.chunking import Cutter
 from cas_checkpoint.commits import (
@@ -57,10 +59,12 @@ from cas_checkpoint.manifests import (
 )
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.overlays import overlay
-from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Packer
+from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Coding, Packer
 from cas_checkpoint.reading import SnapshotReader
-from cas_checkpoint.sources import Source, SourceItem, Walker, is_rereadable
-from cas_checkpoint.streams import MetadataStream, Stream, StreamReader, buffer_size, store_content
+from cas_checkpoint.sources import Source, SourceItem, SourceReader, Walker, is_rereadable
+from cas_checkpoint.streams import MetadataStream, Plan, Stream, StreamReader, buffer_size, store_content
+from cas_checkpoint.tensorcuts import TensorCuts
+from cas_checkpoint.tensors import find_tensors
 from cas_checkpoint.transactions import (
     commit,
     condemned_packs,
@@ -72,12 +76,14 @@ from cas_checkpoint.transactions import (
     read_header,
 )
 
-__all__ = ["OnError", "SaveOptions", "Saver"]
+__all__ = ["Delta", "OnError", "SaveOptions", "Saver"]
 
+Delta = Literal["off", "fast", "small"]
 OnError = Literal["fail", "skip"]
 
 _MAX_ATTEMPTS = 5
 _KEPT_CHUNKS = 4096  # looked up at once
+_BASES_SIZE = 8 * 2**30  # of what is kept on this machine for stores far away
 
 
 class SaveOptions(NamedTuple):
@@ -93,6 +99,7 @@ class SaveOptions(NamedTuple):
     level: int
     workers: int
     caches: Path | None
+    delta: Delta = "fast"
 
 
 class _ParentUnusable(Exception):
@@ -143,7 +150,7 @@ class Saver:
         sequence = next_sequence(earlier)
         self.latest = max(earlier, key=lambda key: (key.sequence, key.transaction), default=None)
         cache = self._cache_path(walker) if is_rereadable(source) else None
-        comparison = self._comparison(cache) if walker.places() else None
+        comparison = self._comparison(cache)
         condemned: frozenset[PackId] = frozenset()
         for _ in range(_MAX_ATTEMPTS):
             self.notices.clear()
@@ -187,8 +194,6 @@ class Saver:
 
     def _comparison(self, cache: Path | None) -> Comparison | None:
         """Return what to compare the source with."""
-        if self.onto is not None:
-            return None
         known = FilesCache.load(cache, self.options.series) if cache is not None else None
         return Comparison(self.backend, self.header.store, known, self.latest)
 
@@ -242,13 +247,15 @@ class _Attempt:
     ) -> None:
         self.condemned = condemned
         self._comparison = comparison
-        self._known = comparison.cache if comparison is not None and comparison.parent() is not None else None
+        cache = comparison.cache if comparison is not None else None
+        self._known = cache if comparison is not None and cache is not None and comparison.parent() else None
         self._same = 0  # rows of the files cache that hold, from the first on
         self._kept: list[ChunkRef] = []  # chunks of the parent that are to be relied on
         self._rows = FilesCacheWriter(now_ns)
         self._saver, self._backend, self._key = saver, saver.backend, key
         self._started, self._now_ns = started, now_ns
         self._packer: Packer | None = None
+        self._bases: Bases | None = None
         self._knowledge: Knowledge | None = None
         self._packs: list[PackId] = []
         self._indexed = False
@@ -304,10 +311,25 @@ class _Attempt:
                 self._buffers,
                 new_pack=self._new_pack if not small else lambda: PackId(self._key.transaction),
                 workers=saver.options.workers,
-                level=saver.options.level,
+                coding=self._coding(),
                 monitor=saver.monitor,
             )
         return self._packer
+
+    def _coding(self) -> Coding:
+        """Return how chunks are to become blobs."""
+        options, header = self._saver.options, self._saver.header
+        self._bases = None
+        if header.knows_tensors and options.delta != "off" and self._comparison is not None and self._knowledge:
+            self._bases = Bases(self._comparison.reader, self._base_cache())
+        return Coding(options.level, header.knows_tensors, self._bases, options.delta == "small")
+
+    def _base_cache(self) -> BaseCache | None:
+        """Return where to keep what the next save may make deltas of; None where the store itself is as near."""
+        saver = self._saver
+        if self._backend.near or saver.options.caches is None:
+            return None
+        return BaseCache(saver.options.caches / "bases" / saver.header.store.hex(), limit=_BASES_SIZE)
 
     def _new_pack(self) -> PackId:
         self._packs.append(PackId(self._key.transaction[:SAVE_ID_SIZE] + random_id()[SAVE_ID_SIZE:]))
@@ -412,6 +434,8 @@ class _Attempt:
 
     def remember(self, cache: Path | None) -> None:
         """Write the files cache of the snapshot; there is none of a small one, which is read as fast."""
+        if self._bases is not None:
+            self._bases.finish()
         if cache is not None and self._known is not None:
             self._known.store(cache)
 
@@ -489,13 +513,10 @@ class _Attempt:
         """Read a file's data; None if it could not be read and is left out."""
         if item.open is None:
             return _Pending(item.entry)
-        forecast = None
-        if item.stamp is not None and self._comparison is not None:
-            forecast = self._comparison.forecast(item.row, item.entry.size)
         try:
             reader = item.open()
             try:
-                stream = self._streams.read(reader, self._saver.monitor.read, forecast)
+                stream = self._streams.read(reader, self._saver.monitor.read, self._plan(item, reader))
                 size = reader.finish()
             finally:
                 reader.close()
@@ -503,6 +524,20 @@ class _Attempt:
             self._saver.problem(error)
             return None
         return _Pending(item.entry._replace(size=size, extents=reader.extents), stream, item.stamp)
+
+    def _plan(self, item: SourceItem, reader: SourceReader) -> Plan | None:
+        """Return where to cut a file, if that can be told before it is read."""
+        header, comparison, size = self._saver.header, self._comparison, item.entry.size
+        layout = None
+        if header.knows_tensors and size > header.chunker.min_size and reader.extents is None:
+            layout = find_tensors(reader.read_at, size)
+        if layout is not None and layout.regions:
+            entry = comparison.earlier(item.row, item.entry) if comparison is not None else None
+            find = base_finder(comparison.reader(), entry) if comparison is not None and entry is not None else _no_base
+            return TensorCuts(layout.regions, header.chunker, find)
+        if item.stamp is not None and comparison is not None:
+            return comparison.forecast(item.row, size)
+        return None
 
     def _emit(self) -> None:
         """Write the entries whose turn has come."""
@@ -560,3 +595,7 @@ class _Attempt:
         wanted = list({ref.chunk: ref for ref in refs if ref.chunk in missing}.values())
         for chunk in reader.chunks(wanted):
             packer.store(chunk)
+
+
+def _no_base(*_: object) -> None:
+    """Find nothing."""

@@ -6,10 +6,33 @@ was guessed wrong is only found out in vain.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from cas_checkpoint.chunking import Cutter
+from cas_checkpoint.elements import Elements
 from cas_checkpoint.ids import ChunkId, chunk_id
 
-__all__ = ["Segment"]
+__all__ = ["Cut", "Hint", "Segment"]
+
+
+class Hint(NamedTuple):
+    """What helps to code a chunk.
+
+    Attributes:
+        elements: what it consists of.
+        base: an earlier version of it, a chunk of the same size; None if there is none.
+    """
+
+    elements: Elements
+    base: ChunkId | None
+
+
+class Cut(NamedTuple):
+    """The end of a chunk in its segment; the chunk's id and what it consists of, where these are known already."""
+
+    end: int
+    chunk: ChunkId | None
+    hint: Hint | None = None
 
 
 class Segment:
@@ -49,6 +72,13 @@ class Segment:
         end = self._cutter.first(self.view[start : start + self.max_size + 1]) if start < len(self.view) else None
         found = self._ends[start] = None if end is None else start + end
         return found
+
+    def apart(self, start: int, stop: int, *, final: bool) -> list[int]:
+        """Return the ends of all chunks from `start` on of a stream that lies by itself in the segment, up to `stop`.
+
+        As for `cuts`, the last one is left out if its end depends on bytes to come.
+        """
+        return [start + end for end in self._cutter.cuts(self.view[start:stop], final=final)]
 
     def cuts(self, start: int, *, final: bool) -> list[int]:
         """Return the ends of all chunks from `start` on; the last one is left out if its end depends on bytes to come.

@@ -40,7 +40,7 @@ from cas_checkpoint.records import MAX_ITEMS
 from cas_checkpoint.repairing import RepairReport, repair
 from cas_checkpoint.restoring import RestoreResult, restore
 from cas_checkpoint.sampling import Sample
-from cas_checkpoint.saving import OnError, SaveOptions, Saver
+from cas_checkpoint.saving import Delta, OnError, SaveOptions, Saver
 from cas_checkpoint.snapshots import PathArgument, Snapshot, entry_path
 from cas_checkpoint.sources import Source
 from cas_checkpoint.transactions import forget, list_commits, list_marks, random_id, read_commit, read_header
@@ -172,6 +172,7 @@ class Store:
         files_cache: bool = True,
         onto: Snapshot | None = None,
         keep: int | None = None,
+        delta: Delta = "fast",
         monitor: Monitor | None = None,
     ) -> Snapshot:
         """Save `source` as the next snapshot of a series.
@@ -193,6 +194,9 @@ class Store:
             onto: keep that snapshot's entries where `source` has none of the path.
             keep: after the commit forget all snapshots of the series but so many of the newest; when much of what these
                 needed can be freed, that is done in the background.
+            delta: how to store what changed of tensors that the latest snapshot of the series holds at the same path
+                and by the same name: "fast" and "small" as differences where that pays, "small" taking twice as long
+                for less bytes; "off" always whole.
             monitor: told of progress and warnings.
 
         Returns:
@@ -206,6 +210,8 @@ class Store:
         """
         if on_error not in ("fail", "skip"):
             raise InvalidArgument(f'on_error must be "fail" or "skip", not {on_error!r}')
+        if delta not in ("off", "fast", "small"):
+            raise InvalidArgument(f'delta must be "off", "fast" or "small", not {delta!r}')
         options = SaveOptions(
             check_series(_text("series", series)),
             None if step is None else _integer("step", step, -(2**63), 2**63 - 1),
@@ -217,6 +223,7 @@ class Store:
             self._level,
             self._workers,
             cache_directory() if files_cache else None,
+            delta,
         )
         keep = None if keep is None else _integer("keep", keep, 1, 2**31)
         if onto is not None and not isinstance(onto, Snapshot):

@@ -14,14 +14,13 @@ from typing import NamedTuple, Protocol
 
 from cas_checkpoint.buffers import ReadBuffer, ReadBuffers
 from cas_checkpoint.chunking import Cutter
-from cas_checkpoint.forecasts import Cut, Forecast
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import Buffer, ChunkId
 from cas_checkpoint.manifests import INLINE_REFS, REF_SIZE, Content, encode_ref
 from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Batch, Packer, buffers_ahead
-from cas_checkpoint.segments import Segment
+from cas_checkpoint.segments import Cut, Hint, Segment
 
-__all__ = ["MetadataStream", "Readable", "Stream", "StreamReader", "buffer_size", "store_content"]
+__all__ = ["MetadataStream", "Plan", "Readable", "Stream", "StreamReader", "buffer_size", "store_content"]
 
 _BUFFER_SIZE = 8 * 2**20
 _BUFFERS_SIZE = 96 * 2**20  # of all that are being filled, hashed and compressed
@@ -39,6 +38,27 @@ class Readable(Protocol):
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill `buffer` and return how many bytes are in it."""
+
+
+class Plan(Protocol):
+    """Says where a stream is cut, as far as that is not told by its content alone.
+
+    Attributes:
+        over: whether it has nothing more to say.
+        is_certain: whether it needs no look at the bytes.
+    """
+
+    over: bool
+    is_certain: bool
+
+    def cuts(self, segment: Segment, start: int, *, final: bool) -> list[Cut]:
+        """Return the chunks of a segment from `start` on, as far as they can be told; in the order of the stream.
+
+        If the segment is not the end of its stream (`final` is false), what is left may be the beginning of a chunk.
+        """
+
+    def skipped(self, size: int) -> tuple[int, Plan]:
+        """Guess how many bytes beyond the next `size` a chunk begins, and return the plan from there on."""
 
 
 class Stream:
@@ -77,13 +97,15 @@ class _Filling:
         self.fill = fill
         self.spans: list[tuple[int, int]] = []
         self.known: list[ChunkId | None] = []
+        self.hints: list[Hint | None] = []
         self.owners: list[Stream] = []
 
     def add(self, owner: Stream, start: int, cuts: Sequence[Cut]) -> int:
         """Add the chunks of `owner` that begin at `start`; return the last end."""
-        for end, known in cuts:
+        for end, known, hint in cuts:
             self.spans.append((start, end))
             self.known.append(known)
+            self.hints.append(hint)
             self.owners.append(owner)
             start = end
         owner.outstanding += len(cuts)
@@ -96,7 +118,7 @@ class _Reading(NamedTuple):
     source: Readable
     stream: Stream
     progress: Callable[[int], None]
-    forecast: Forecast | None
+    plan: Plan | None
 
 
 class _Ahead(NamedTuple):
@@ -144,17 +166,17 @@ class StreamReader:
         """Chunks not yet given to the packer."""
         return len(self._filling.spans)
 
-    def read(self, source: Readable, progress: Callable[[int], None], forecast: Forecast | None = None) -> Stream:
+    def read(self, source: Readable, progress: Callable[[int], None], plan: Plan | None = None) -> Stream:
         """Read a stream to its end; its chunks come back later, in order (see `Stream.outstanding`)."""
         stream = Stream()
-        reading = _Reading(source, stream, progress, forecast)
+        reading = _Reading(source, stream, progress, plan)
         filling, start = self._filling, self._filling.fill
         ended = self._fill(filling, reading)
         if ended and stream.size <= self._cutter.parameters.min_size:
             filling.add(stream, start, [Cut(filling.fill, None)] if stream.size else [])
         else:
             segment = Segment(filling.view[: filling.fill], self._cutter)
-            start = filling.add(stream, start, _cuts(segment, start, forecast, final=ended))
+            start = filling.add(stream, start, _cuts(segment, start, plan, final=ended))
         if not ended:
             self._read_on(reading, start)
         stream.outstanding -= 1
@@ -186,11 +208,11 @@ class StreamReader:
         except BaseException:
             self._drop(filling)
             raise
-        packer, forecast = self._packer(), reading.forecast
+        packer, plan = self._packer(), reading.plan
         segment = Segment(filling.view[: filling.fill], Cutter(self._cutter.parameters))
-        if not packer.ahead or self._in_vain:
+        if not packer.ahead or self._in_vain or (plan is not None and plan.is_certain):
             return _Ahead(filling, ended, segment, None)
-        skip, guess = (0, None) if forecast is None or forecast.over else forecast.skipped(before)
+        skip, guess = (0, None) if plan is None or plan.over else plan.skipped(before)
         look = partial(_cuts, segment, self._room + skip, guess, final=ended)
         return _Ahead(filling, ended, segment, packer.run(look))
 
@@ -205,9 +227,7 @@ class StreamReader:
         ahead.filling.view[first : self._room] = full.view[start : full.fill]
         self._filling = ahead.filling
         self._submit(full)
-        start = ahead.filling.add(
-            reading.stream, first, _cuts(ahead.segment, first, reading.forecast, final=ahead.ended)
-        )
+        start = ahead.filling.add(reading.stream, first, _cuts(ahead.segment, first, reading.plan, final=ahead.ended))
         self._in_vain = 0 < found <= ahead.segment.known - found
         return start
 
@@ -240,16 +260,16 @@ class StreamReader:
             for owner, (start, end), (chunk, is_new) in zip(owners, spans, results, strict=True):
                 owner.take(chunk, end - start, is_new=is_new)
 
-        self._packer().submit(Batch(full.buffer, spans, full.known, done))
+        self._packer().submit(Batch(full.buffer, spans, full.known, done, full.hints))
 
 
-def _cuts(segment: Segment, start: int, forecast: Forecast | None, *, final: bool) -> list[Cut]:
-    """Return the chunks of a segment from `start` on, as a forecast tells them or by content."""
+def _cuts(segment: Segment, start: int, plan: Plan | None, *, final: bool) -> list[Cut]:
+    """Return the chunks of a segment from `start` on, as a plan tells them or by content."""
     cuts: list[Cut] = []
-    if forecast is not None and not forecast.over:
-        cuts = forecast.cuts(segment, start, final=final)
+    if plan is not None and not plan.over:
+        cuts = plan.cuts(segment, start, final=final)
         start = cuts[-1].end if cuts else start
-    if forecast is None or forecast.over:
+    if plan is None or plan.over:
         cuts += [Cut(end, None) for end in segment.cuts(start, final=final)]
     return cuts
 

@@ -61,6 +61,13 @@ def _parse_metrics(_ctx: click.Context, _param: click.Parameter, values: tuple[s
 @click.option("--owner", is_flag=True, help="Record owners and groups.")
 @click.option("--no-files-cache", is_flag=True, help="Read all files, even those that seem to be unchanged.")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Forget all but the N newest of the series.")
+@click.option(
+    "--delta",
+    type=click.Choice(["off", "fast", "small"]),
+    default="fast",
+    show_default=True,
+    help="How to store what changed of tensors since the last save: whole, or as differences from it.",
+)
 @workers_option
 @verb
 def save_command(
@@ -77,6 +84,7 @@ def save_command(
     owner: bool,
     no_files_cache: bool,
     keep: int | None,
+    delta: Literal["off", "fast", "small"],
     workers: int | None,
 ) -> int:
     """Save the contents of the directory PATH, or the file PATH, as the next snapshot of a series.
@@ -101,6 +109,7 @@ def save_command(
             owner=owner,
             files_cache=not no_files_cache,
             keep=keep,
+            delta=delta,
             monitor=monitor,
         )
     terminal.outcome = lambda: f"the snapshot {snapshot.id} was made"

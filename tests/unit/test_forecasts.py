@@ -15,7 +15,7 @@ from cas_checkpoint.forecasts import Candidate, Forecast
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import StoreId, chunk_id
 from cas_checkpoint.manifests import ChunkRef, decode_refs
-from cas_checkpoint.packing import Packer
+from cas_checkpoint.packing import Coding, Packer
 from cas_checkpoint.segments import Segment
 from cas_checkpoint.streams import StreamReader
 
@@ -409,7 +409,7 @@ def test_a_stream_reader_with_a_forecast_reads_all(buffer, before, kind):
     }[kind]
     buffers = ReadBuffers(buffer)
     packer = Packer(
-        NoBackend(), None, buffers, new_pack=lambda: bytes(16), workers=1, level=1, monitor=None
+        NoBackend(), None, buffers, new_pack=lambda: bytes(16), workers=1, coding=Coding(1), monitor=None
     )  # keeps everything in memory, as for a commit
     try:
         reader = StreamReader(Header(StoreId(b"s" * 16), chunker=SMALL), buffers, lambda: packer)

@@ -17,7 +17,7 @@ from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import PackId, StoreId, chunk_id
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.manifests import ChunkRef, decode_refs
-from cas_checkpoint.packing import Packer, buffers_ahead
+from cas_checkpoint.packing import Coding, Packer, buffers_ahead
 from cas_checkpoint.streams import StreamReader, buffer_size
 
 SMALL = ChunkerParameters("fastcdc-2020", 64, 256, 1024, 1, 0)
@@ -69,7 +69,7 @@ class Reading:
             self.buffers,
             new_pack=lambda: PackId(random.randbytes(16)),
             workers=workers,
-            level=1,
+            coding=Coding(1),
             monitor=Quiet(),
         )
         self.reader = StreamReader(HEADER, self.buffers, lambda: self.packer)

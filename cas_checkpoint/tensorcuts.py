@@ -1,0 +1,107 @@
+"""Where to cut a file whose tensors are known: where they begin, and large ones into halves, quarters and so on.
+
+So a tensor has the same chunks wherever it lies, and so have its halves and quarters along the first axis when it is
+divided among more files. What lies between tensors is cut by content, anew after each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+from cas_checkpoint.chunking import ChunkerParameters
+from cas_checkpoint.ids import ChunkId
+from cas_checkpoint.segments import Cut, Hint, Segment
+from cas_checkpoint.tensors import Region
+
+__all__ = ["FindBase", "TensorCuts"]
+
+FindBase: TypeAlias = Callable[[str, int, int], ChunkId | None]
+"""Returns the chunk of so many bytes that was at a place in the region of that name, None if there was none."""
+
+_ENDLESS = 2**63
+
+
+class _Piece(NamedTuple):
+    """A run of the stream: a chunk of a tensor, or bytes that are cut by content. `end` counts from the beginning."""
+
+    end: int
+    hint: Hint | None
+
+
+class TensorCuts:
+    """The chunks of one file, told by its regions; see `streams.Plan`."""
+
+    over = False
+    is_certain = True
+
+    def __init__(self, regions: Sequence[Region], chunker: ChunkerParameters, base: FindBase) -> None:
+        """Begin at the beginning of the file.
+
+        Args:
+            regions: in the order of their offsets, not overlapping.
+            chunker: its `max_size` is that of a chunk; regions smaller than its `min_size` are taken for other bytes.
+            base: finds earlier versions of chunks.
+        """
+        self._pieces = _pieces(regions, chunker, base)
+        self._position = 0
+        self._piece = next(self._pieces)
+
+    def skipped(self, size: int) -> tuple[int, TensorCuts]:
+        """Nothing is to be gained by guessing."""
+        raise NotImplementedError
+
+    def cuts(self, segment: Segment, start: int, *, final: bool) -> list[Cut]:
+        """See `streams.Plan`."""
+        found: list[Cut] = []
+        size = len(segment.view)
+        while start < size:
+            ends = self._ends(segment, start, final=final)
+            if not ends:
+                break
+            found += [Cut(end, None, self._piece.hint) for end in ends]
+            self._position += ends[-1] - start
+            start = ends[-1]
+            if self._position == self._piece.end:
+                self._piece = next(self._pieces)
+        return found
+
+    def _ends(self, segment: Segment, start: int, *, final: bool) -> list[int]:
+        """Return the ends of the first chunks from `start` on, none if they may go on."""
+        stop, size = start + self._piece.end - self._position, len(segment.view)
+        if self._piece.hint is None:
+            return segment.apart(start, min(stop, size), final=final or stop <= size)
+        if stop <= size:
+            return [stop]
+        return segment.apart(start, size, final=True) if final else []  # shorter than it was when it was looked at
+
+
+def _pieces(regions: Sequence[Region], chunker: ChunkerParameters, base: FindBase) -> Iterator[_Piece]:
+    position = 0
+    for region in regions:
+        if region.size < chunker.min_size:
+            continue
+        if region.offset > position:
+            yield _Piece(region.offset, None)
+        for place, size in _parts(region, chunker.max_size):
+            hint = Hint(region.elements, base(region.name, place, size))
+            yield _Piece(region.offset + place + size, hint)
+        position = region.offset + region.size
+    yield _Piece(_ENDLESS, None)
+
+
+def _parts(region: Region, max_size: int) -> Iterator[tuple[int, int]]:
+    """Yield place and size of the parts of a region: a power of two of equal ones, of whole rows if possible."""
+    unit, count = region.row_size, 1
+    while (size := _share(region.size, unit, count)) > max_size:
+        if count * unit >= region.size:
+            unit = region.elements.width
+        else:
+            count *= 2
+    for place in range(0, region.size, size):
+        yield place, min(size, region.size - place)
+
+
+def _share(size: int, unit: int, count: int) -> int:
+    """Return the size of one of `count` parts of so many bytes, in whole units."""
+    return -(-(size // unit) // count) * unit
