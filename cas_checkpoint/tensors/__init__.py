@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
-from cas_checkpoint.tensors import npy, safetensors, torchfiles, zips
-from cas_checkpoint.tensors.found import Unreadable
+from cas_checkpoint.tensors import dcp, gguf, hdf5, npy, safetensors, torchfiles, zips
+from cas_checkpoint.tensors.found import Unreadable, bounded
 from cas_checkpoint.tensors.layout import Layout, ReadAt, Region, Tensor
 
 __all__ = ["Layout", "ReadAt", "Region", "Tensor", "find_tensors"]
@@ -25,22 +27,32 @@ def find_tensors(read: ReadAt, size: int) -> Layout | None:
     head = read(0, min(size, _HEAD_SIZE))
     if len(head) < _HEAD_SIZE:
         return None
+    find = next((find for magic, find in _READERS.items() if head.startswith(magic)), None)
+    if find is None and safetensors.fits(head):
+        find = safetensors.find
+    if find is None:
+        return None
     try:
-        if head.startswith(npy.MAGIC):
-            return npy.find(read, size)
-        if head.startswith(zips.MAGIC):
-            return _find_in_zip(read, size)
-        if safetensors.fits(head):
-            return safetensors.find(read, size)
+        return find(bounded(read), size)
     except Unreadable:
         return None
-    return None
 
 
 def _find_in_zip(read: ReadAt, size: int) -> Layout | None:
     archive = zips.read_archive(read, size)
     if archive.start:
-        raise Unreadable
-    if torchfiles.to_prefix(archive) is not None:
+        return dcp.find_in_archives(read, size, archive)
+    if torchfiles.is_save(archive):
         return torchfiles.find_in_archive(read, size, archive)
     return npy.find_in_archive(read, size, archive)
+
+
+_READERS: Final[Mapping[bytes, Callable[[ReadAt, int], Layout | None]]] = MappingProxyType(
+    {
+        zips.MAGIC: _find_in_zip,
+        npy.MAGIC: npy.find,
+        gguf.MAGIC: gguf.find,
+        hdf5.MAGIC: hdf5.find,
+    }
+)
+"""By what a container begins with."""

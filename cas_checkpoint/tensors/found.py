@@ -1,4 +1,4 @@
-"""What a reader finds in a container → its layout: names made unique, regions sorted, everything inside the container."""
+"""What a reader finds in a container → its layout: unique names, sorted regions, everything inside the container."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Final
 from cas_checkpoint.elements import ELEMENTS, Elements
 from cas_checkpoint.tensors.layout import Layout, ReadAt, Region, Tensor
 
-__all__ = ["MAX_HEADER_SIZE", "MAX_TENSORS", "Found", "Unreadable", "dense_strides", "item_size", "take", "to_shape"]
+__all__ = ["MAX_HEADER_SIZE", "MAX_TENSORS", "Found", "Unreadable", "bounded", "dense_strides", "item_size", "take", "to_shape"]
 
 MAX_HEADER_SIZE: Final = 2**24
 """Bytes of what describes the tensors of a container; with more of them it is not read."""
 MAX_TENSORS: Final = 2**17
 """With more tensors a container is not read."""
+_MAX_READS: Final = 2**20
+_MAX_READ_SIZE: Final = 2**26  # bytes of all reads together
 _MAX_AXES: Final = 64
 _MAX_NAME_SIZE: Final = 1024  # characters
 _MAX_SIZE: Final = 2**63 - 1  # bytes of a tensor, and elements of an axis
@@ -37,6 +39,20 @@ def take(read: ReadAt, offset: int, size: int) -> bytes:
     if len(data) != size:
         raise Unreadable
     return data
+
+
+def bounded(read: ReadAt) -> ReadAt:
+    """Return a `read` that raises Unreadable once a container has asked for more than any sound one does."""
+    left = _MAX_READS, _MAX_READ_SIZE
+
+    def checked(offset: int, size: int) -> bytes:
+        nonlocal left
+        left = left[0] - 1, left[1] - size
+        if min(left) < 0:
+            raise Unreadable
+        return read(offset, size)
+
+    return checked
 
 
 def item_size(dtype: str) -> int:

@@ -183,11 +183,15 @@ class _Machine:
 
     # --- collections
 
-    def list(self, _argument: bytes) -> None:
+    def make_list(self, _argument: bytes) -> None:
         self.push(self.pop_many())
 
-    def tuple(self, _argument: bytes) -> None:
+    def make_tuple(self, _argument: bytes) -> None:
         self.push(tuple(self.pop_many()))
+
+    def make_opaque(self, _argument: bytes) -> None:
+        self.pop_many()
+        self.push(OPAQUE)
 
     def append(self, _argument: bytes) -> None:
         value = self.pop()
@@ -215,7 +219,7 @@ class _Machine:
             top.items = []
         top.items.extend(zip(values[::2], values[1::2], strict=True))
 
-    def dictionary(self, _argument: bytes) -> None:
+    def make_dictionary(self, _argument: bytes) -> None:
         values = self.pop_many()
         self.push(Made("dict", ()))
         self._set_items(values)
@@ -279,18 +283,18 @@ _ACTIONS: Final[Mapping[str, Callable[[_Machine, bytes], None]]] = MappingProxyT
         **dict.fromkeys(("BINFLOAT", "LONG4", "SHORT_BINSTRING", "BINSTRING"), _Machine.opaque),
         **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), _Machine.opaque),
         "EMPTY_LIST": _push_new(list),
-        "LIST": _Machine.list,
+        "LIST": _Machine.make_list,
         "APPEND": _Machine.append,
         **dict.fromkeys(("APPENDS", "ADDITEMS"), _Machine.extend),
         "EMPTY_TUPLE": _push_new(tuple),
-        "TUPLE": _Machine.tuple,
+        "TUPLE": _Machine.make_tuple,
         **{f"TUPLE{count}": _tuple_of(count) for count in (1, 2, 3)},
         "EMPTY_DICT": _push_new(lambda: Made("dict", ())),
-        "DICT": _Machine.dictionary,
+        "DICT": _Machine.make_dictionary,
         "SETITEM": _Machine.set_item,
         "SETITEMS": _Machine.set_items,
         "EMPTY_SET": _Machine.opaque,
-        "FROZENSET": lambda machine, _argument: machine.push(OPAQUE if machine.pop_many() else OPAQUE),
+        "FROZENSET": _Machine.make_opaque,
         "GLOBAL": _Machine.global_name,
         "STACK_GLOBAL": _Machine.stacked_global,
         **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),

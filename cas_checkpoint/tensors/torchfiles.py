@@ -16,9 +16,10 @@ from cas_checkpoint.tensors.layout import Layout, ReadAt, Tensor
 from cas_checkpoint.tensors.pickles import Global, Made, Persistent, Value, interpret
 from cas_checkpoint.tensors.zips import Archive, data_offset, read_member
 
-__all__ = ["add_tensors", "find_in_archive", "to_lengths", "to_prefix"]
+__all__ = ["add_tensors", "find_in_archive", "is_save", "to_lengths"]
 
 _PICKLE: Final = "/data.pkl"
+_ALONE: Final = "#0"  # the name of a tensor that is all that was saved
 _MAX_DEPTH: Final = 100
 _MAX_WRAPPERS: Final = 8
 _COLLECTIONS: Final = (Made, tuple, list)
@@ -69,8 +70,13 @@ class _Storage(NamedTuple):
     size: int
 
 
-def to_prefix(archive: Archive) -> str | None:
-    """Return what all names of an archive of `torch.save` begin with; None if it is none."""
+def is_save(archive: Archive) -> bool:
+    """Tell whether an archive is one of `torch.save`."""
+    return _prefix(archive) is not None
+
+
+def _prefix(archive: Archive) -> str | None:
+    """Return what all names of an archive begin with; None if it is none of `torch.save`."""
     for name in archive.members:
         if name.endswith(_PICKLE) and name.count("/") == 1:
             return name.removesuffix(_PICKLE)
@@ -84,23 +90,23 @@ def find_in_archive(read: ReadAt, size: int, archive: Archive) -> Layout | None:
         Unreadable: it is no such file, or damaged.
     """
     found = Found("torch", size)
-    add_tensors(found, read, archive, alone="#0")
+    add_tensors(found, read, archive)
     return found.layout()
 
 
-def add_tensors(found: Found, read: ReadAt, archive: Archive, *, alone: str) -> None:
+def add_tensors(found: Found, read: ReadAt, archive: Archive, root: str = "") -> None:
     """Add the tensors of an archive, and a region for each storage that they lie in.
 
     Args:
         found: where they go.
         read: reads the file.
         archive: an archive of `torch.save` in it.
-        alone: the name of a tensor that is all that was saved.
+        root: the name of what was saved; the names of the tensors in it begin with it.
 
     Raises:
         Unreadable: it is no such archive, or damaged, or big-endian.
     """
-    prefix = to_prefix(archive)
+    prefix = _prefix(archive)
     if prefix is None:
         raise Unreadable
     order = archive.members.get(f"{prefix}/byteorder")
@@ -108,7 +114,7 @@ def add_tensors(found: Found, read: ReadAt, archive: Archive, *, alone: str) -> 
         raise Unreadable
     storages: dict[str, _Storage] = {}
     for path, view in _views(interpret(read_member(read, archive, archive.members[prefix + _PICKLE]))):
-        name = found.name(path or alone)
+        name = found.name(".".join(filter(None, (root, path))) or _ALONE)
         known = storages.get(view.key)
         if known is None:
             member = archive.members.get(f"{prefix}/data/{view.key}")
