@@ -15,7 +15,7 @@ from cas_checkpoint.ids import CHUNK_ID_SIZE, RANDOM_ID_SIZE, Buffer, PackId, Tr
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.packs import Footer, footer_size, parse_footer
 from cas_checkpoint.records import CHECKSUM_SIZE, HEAD_SIZE, Kind, check_head, make_head
-from cas_checkpoint.rows import ChunkRows, Run, id_words, merge_runs
+from cas_checkpoint.rows import Bases, ChunkRows, Run, blob_places, id_words, merge_runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,6 +160,14 @@ def _merged(runs: tuple[Run, ...]) -> tuple[Run, ...]:
     return runs
 
 
+def _joined(tables: tuple[Bases, ...]) -> tuple[Bases, ...]:
+    """Join the last tables while the newest is more than half as long as the one before it."""
+    while len(tables) > 1 and len(tables[-2].places) < 2 * len(tables[-1].places):
+        places, ids = (np.concatenate(pair) for pair in zip(*tables[-2:], strict=True))
+        tables = (*tables[:-2], Bases(places, ids))
+    return tables
+
+
 class ChunkIndex:
     """The index in memory: sorted arrays, looked up in batches. One thread may add while others look up.
 
@@ -172,10 +180,17 @@ class ChunkIndex:
         self.packs: list[PackId] = []
         self._numbers: dict[PackId, int] = {}
         self._runs: tuple[Run, ...] = ()  # replaced as a whole, never changed: readers need no lock
+        self._deltas: tuple[Run, ...] = ()  # likewise: chunks that are stored as deltas
+        self._bases: tuple[Bases, ...] = ()  # likewise: of these; each one's places lie above those of the one before
 
     def __len__(self) -> int:
         """Return the number of chunks; one held by two packs counts twice."""
-        return sum(run.rows for run in self._runs)
+        return sum(run.rows for run in (*self._runs, *self._deltas))
+
+    @property
+    def deltas(self) -> int:
+        """The number of those that are stored as deltas."""
+        return sum(run.rows for run in self._deltas)
 
     def __contains__(self, pack: object) -> bool:
         """Tell whether the chunks of that pack are in here."""
@@ -205,16 +220,28 @@ class ChunkIndex:
         self.packs.extend(rows.packs)
         self._numbers.update((pack, first + number) for number, pack in enumerate(rows.packs))
         if len(rows):
-            self._runs = _merged((*self._runs, rows.sorted(first)))
+            table = rows.sorted(first)
+            if table.deltas.rows:  # the bases come first: what is found must have them
+                self._bases = _joined((*self._bases, table.bases))
+                self._deltas = _merged((*self._deltas, table.deltas))
+            if table.whole.rows:
+                self._runs = _merged((*self._runs, table.whole))
 
-    def locate(self, ids: NDArray[np.uint8]) -> Locations:
-        """Look up chunk ids, uint8 of shape (n, 32); of several places the one that was added first is told."""
+    def locate(self, ids: NDArray[np.uint8], *, whole: bool = False) -> Locations:
+        """Look up chunk ids, uint8 of shape (n, 32).
+
+        Of several places one where the chunk is stored whole is told, of several such ones that which was added first.
+
+        Args:
+            ids: the chunk ids.
+            whole: let no places count where a chunk is stored as a delta.
+        """
         words = id_words(ids)
         count = words.shape[1]
         found = np.zeros(count, np.bool_)
         columns = np.zeros((5, count), np.uint32)
         missing = np.arange(count)
-        for run in self._runs:
+        for run in self._runs if whole else (*self._runs, *self._deltas):
             if not len(missing):
                 break
             hits, rows = run.find(words[:, missing])
@@ -223,6 +250,23 @@ class ChunkIndex:
                 columns[:, missing[hits]] = run.columns[:, rows]
                 missing = np.delete(missing, hits)
         return Locations(found, *columns)
+
+    def bases(self, found: Locations) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Tell which of the chunks that were located are stored as deltas, and of what.
+
+        Returns:
+            Their numbers among those located, in increasing order, shape (m,); the ids of their bases, shape (m, 32).
+        """
+        numbers, ids = [np.empty(0, np.int64)], [np.empty((0, CHUNK_ID_SIZE), np.uint8)]
+        places = blob_places(found.packs, found.offsets) if self._bases else np.empty(0, np.uint64)
+        for bases in self._bases:
+            rows = np.minimum(np.searchsorted(bases.places, places), len(bases.places) - 1)
+            hits = np.flatnonzero(found.found & (bases.places[rows] == places))
+            numbers.append(hits)
+            ids.append(bases.ids[rows[hits]])
+        every = np.concatenate(numbers)
+        order = np.argsort(every)
+        return every[order], np.concatenate(ids)[order]
 
     def contains(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
         """Tell for each chunk id whether it is in here."""

@@ -74,7 +74,7 @@ class Knowledge:
         return pack not in self._homes and pack not in self._without
 
     def _cost(self) -> int:
-        return len(self.index) + _PACK_COST * len(self.index.packs)
+        return len(self.index) + self.index.deltas + _PACK_COST * len(self.index.packs)
 
     def add(self, home: TransactionId, date: int, footers: Iterable[Footer]) -> None:
         """Learn the packs listed by the index object `home`, known to exist at `date`, as far as there is room."""

@@ -27,9 +27,12 @@ __all__ = [
     "PREFIX_SIZE",
     "Footer",
     "PackBuilder",
+    "check_delta_rows",
+    "check_footer_size",
     "check_pack",
     "footer_size",
     "parse_footer",
+    "read_deltas",
     "read_tail",
 ]
 
@@ -40,10 +43,11 @@ PACK_TAIL_SIZE = 8
 """A pack's last bytes: the size of its footer, and a mark."""
 
 FOOTER_FRAME = struct.Struct("<IIQ")
-"""What follows the pack's beginning in a footer: number of chunks, reserved, size of all blobs."""
+"""What follows the pack's beginning in a footer: number of chunks, how many of them are deltas, size of all blobs."""
 _TAIL = struct.Struct("<I4s")
 _TAIL_MARK = b"CASP"
 _ROW_SIZE = CHUNK_ID_SIZE + 12
+_DELTA_SIZE = 4 + CHUNK_ID_SIZE
 FOOTER_TABLE_START = PREFIX_SIZE + FOOTER_FRAME.size
 """Where a footer's columns begin."""
 _FIXED_SIZE = FOOTER_TABLE_START + CHECKSUM_SIZE
@@ -59,6 +63,8 @@ class Footer(NamedTuple):
         stored_sizes: bytes of each blob, uint32, shape (n,).
         plain_sizes: bytes of each chunk, uint32, shape (n,).
         checks: the check of each blob, uint32, shape (n,).
+        delta_rows: numbers of the rows whose blobs are deltas, in increasing order, uint32, shape (m,).
+        bases: ids of the chunks that these are deltas of, uint8, shape (m, 32).
         encoded: the footer's own bytes.
     """
 
@@ -68,12 +74,18 @@ class Footer(NamedTuple):
     stored_sizes: NDArray[np.uint32]
     plain_sizes: NDArray[np.uint32]
     checks: NDArray[np.uint32]
+    delta_rows: NDArray[np.uint32]
+    bases: NDArray[np.uint8]
     encoded: bytes
 
     @property
     def pack_size(self) -> int:
         """The size in bytes that the whole pack must have."""
         return PREFIX_SIZE + int(self.stored_sizes.sum(dtype=np.uint64)) + len(self.encoded) + PACK_TAIL_SIZE
+
+    def base_ids(self) -> dict[int, ChunkId]:
+        """Return for the number of each row whose blob is a delta the id of its base."""
+        return {row: ChunkId(bytes(base)) for row, base in zip(self.delta_rows.tolist(), self.bases, strict=True)}
 
 
 class PackBuilder:
@@ -95,6 +107,8 @@ class PackBuilder:
         self._stored_sizes: list[int] = []
         self._plain_sizes: list[int] = []
         self._checks: list[int] = []
+        self._delta_rows: list[int] = []
+        self._bases: list[ChunkId] = []
         self._prefix = make_head(Kind.PACK) + pack
         self._copy(self._prefix)
 
@@ -124,12 +138,24 @@ class PackBuilder:
         self._size += len(data)
 
     def add(
-        self, chunk: ChunkId, codec: int, payload: Buffer, plain_size: int, check: int, *, lent: bool = False
+        self,
+        chunk: ChunkId,
+        codec: int,
+        payload: Buffer,
+        plain_size: int,
+        check: int,
+        *,
+        lent: bool = False,
+        base: ChunkId | None = None,
     ) -> None:
         """Append the blob made of `codec` and `payload`; `check` is `blob_check` of the two.
 
-        If the payload is lent, its memory must stay as it is until the pack was written; else it is copied.
+        If the payload is lent, its memory must stay as it is until the pack was written; else it is copied. If the blob
+        is a delta, `base` is the chunk that it is a delta of.
         """
+        if base is not None:
+            self._delta_rows.append(len(self._ids))
+            self._bases.append(base)
         self._copy(bytes((codec,)))
         if lent:
             self._append(payload)
@@ -148,17 +174,41 @@ class PackBuilder:
                 np.array(self._stored_sizes, "<u4").tobytes(),
                 np.array(self._plain_sizes, "<u4").tobytes(),
                 np.array(self._checks, "<u4").tobytes(),
+                np.array(self._delta_rows, "<u4").tobytes(),
+                b"".join(self._bases),
             )
         )
-        content = self._prefix + FOOTER_FRAME.pack(len(self._ids), 0, self._size - PREFIX_SIZE) + table
+        frame = FOOTER_FRAME.pack(len(self._ids), len(self._bases), self._size - PREFIX_SIZE)
+        content = self._prefix + frame + table
         footer = content + digest((content,))
         self._append(footer + _TAIL.pack(len(footer), _TAIL_MARK))
         return parse_footer(footer), self._parts
 
 
-def footer_size(chunks: int) -> int:
-    """Return the size in bytes of the footer of a pack of that many chunks."""
-    return _FIXED_SIZE + chunks * _ROW_SIZE
+def footer_size(chunks: int, deltas: int = 0) -> int:
+    """Return the size in bytes of the footer of a pack of that many chunks, so many of which are stored as deltas."""
+    return _FIXED_SIZE + chunks * _ROW_SIZE + deltas * _DELTA_SIZE
+
+
+def check_footer_size(size: int, chunks: int, deltas: int) -> None:
+    """Raise `DamagedObject` if a footer of `size` bytes cannot list so many chunks and, among them, deltas."""
+    if footer_size(chunks, deltas) != size:
+        listed = f"{chunks} chunks, {deltas} of them deltas" if deltas else f"{chunks} chunks"
+        raise DamagedObject(f"a pack's footer of {size} bytes cannot list {listed}")
+
+
+def read_deltas(encoded: Buffer, chunks: int, deltas: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    """Return the numbers of the rows of a footer whose blobs are deltas, shape (m,), and their bases, shape (m, 32)."""
+    start = FOOTER_TABLE_START + chunks * _ROW_SIZE
+    rows = np.frombuffer(encoded, "<u4", deltas, start).astype(np.uint32, copy=False)
+    bases = np.frombuffer(encoded, np.uint8, deltas * CHUNK_ID_SIZE, start + 4 * deltas)
+    return rows, bases.reshape(deltas, CHUNK_ID_SIZE)
+
+
+def check_delta_rows(rows: NDArray[np.uint32], chunks: int) -> None:
+    """Raise `DamagedObject` unless the numbers increase and are those of rows, of which there are `chunks`."""
+    if len(rows) and (int(rows[-1]) >= chunks or not bool((rows[1:] > rows[:-1]).all())):
+        raise DamagedObject("a pack's footer lists deltas of chunks that it does not list, or twice")
 
 
 def parse_footer(data: Buffer, *, pack: PackId | None = None) -> Footer:
@@ -178,13 +228,12 @@ def parse_footer(data: Buffer, *, pack: PackId | None = None) -> Footer:
     found = PackId(encoded[HEAD_SIZE:PREFIX_SIZE])
     if pack is not None and found != pack:
         raise DamagedObject(f"holds the footer of pack {found.hex()}")
-    count, _, blobs_size = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
-    if footer_size(count) != len(encoded):
-        raise DamagedObject(f"a pack's footer of {len(encoded)} bytes cannot list {count} chunks")
-    return _parse_table(found, encoded, count, blobs_size)
+    count, deltas, blobs_size = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
+    check_footer_size(len(encoded), count, deltas)
+    return _parse_table(found, encoded, count, deltas, blobs_size)
 
 
-def _parse_table(pack: PackId, encoded: bytes, count: int, blobs_size: int) -> Footer:
+def _parse_table(pack: PackId, encoded: bytes, count: int, deltas: int, blobs_size: int) -> Footer:
     start = FOOTER_TABLE_START
     ids = np.frombuffer(encoded, np.uint8, count * CHUNK_ID_SIZE, start).reshape(count, CHUNK_ID_SIZE)
     columns = np.frombuffer(encoded, "<u4", count * 3, start + count * CHUNK_ID_SIZE).reshape(3, count)
@@ -196,7 +245,9 @@ def _parse_table(pack: PackId, encoded: bytes, count: int, blobs_size: int) -> F
         raise DamagedObject("the footer of a pack that would be larger than a pack can be")
     if count and (int(plain.max()) > MAX_CHUNK_SIZE or bool((stored.astype(np.int64) - plain > BLOB_OVERHEAD).any())):
         raise DamagedObject("a pack's footer lists a chunk of an impossible size")
-    return Footer(pack, ids, (ends - stored).astype(np.uint32), stored, plain, checks, encoded)
+    rows, bases = read_deltas(encoded, count, deltas)
+    check_delta_rows(rows, count)
+    return Footer(pack, ids, (ends - stored).astype(np.uint32), stored, plain, checks, rows, bases, encoded)
 
 
 def read_tail(tail: Buffer, *, pack_size: int) -> int:

@@ -20,19 +20,23 @@ from cas_checkpoint.packs import (
     PACK_TAIL_SIZE,
     PREFIX_SIZE,
     Footer,
+    check_delta_rows,
+    check_footer_size,
     footer_size,
+    read_deltas,
 )
 from cas_checkpoint.records import CHECKSUM_SIZE, HEAD_SIZE, Kind, check_head
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ROW_SIZE", "ChunkRows", "Run", "id_words", "merge_runs"]
+__all__ = ["ROW_SIZE", "Bases", "ChunkRows", "Run", "Table", "blob_places", "id_words", "merge_runs"]
 
 ROW_SIZE = 60
-"""Bytes of memory that a chunk takes at most: 52, and 4 to 8 for hints."""
+"""Bytes of memory that a chunk takes at most: 52, and 4 to 8 for hints. One that is a delta takes another 40."""
 
 _FOOTER_ROW = footer_size(1) - footer_size(0)
+_FOOTER_DELTA = footer_size(0, 1) - footer_size(0)
 _ROWS_AT_ONCE = 2**13
 
 
@@ -74,6 +78,31 @@ class Run(NamedTuple):
         return np.concatenate(found), np.concatenate(places)
 
 
+class Bases(NamedTuple):
+    """What chunks that are stored as deltas are deltas of, by the places of their blobs.
+
+    Attributes:
+        places: pack's number in the high half, offset in the low half; in increasing order, shape (m,).
+        ids: the bases' ids, shape (m, 32).
+    """
+
+    places: NDArray[np.uint64]
+    ids: NDArray[np.uint8]
+
+
+class Table(NamedTuple):
+    """The chunks of some packs, to be searched: those that are stored whole, and the others."""
+
+    whole: Run
+    deltas: Run
+    bases: Bases
+
+
+def blob_places(packs: NDArray[np.uint32], offsets: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Return one number for each blob: its pack's number in the high half, its offset in the low half."""
+    return packs.astype(np.uint64) << np.uint64(32) | offsets
+
+
 def _beginnings(first_words: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
     """Return the highest bits of words: numbers below `count`, a power of two."""
     return first_words >> np.uint64(65 - count.bit_length())
@@ -82,6 +111,22 @@ def _beginnings(first_words: NDArray[np.uint64], count: int) -> NDArray[np.uint6
 def id_words(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Return chunk ids of shape (n, 32) as words of shape (4, n)."""
     return np.ascontiguousarray(np.ascontiguousarray(ids).view("<u8").reshape(-1, 4).T, np.uint64)
+
+
+class _Deltas(NamedTuple):
+    """What the footer of a pack says about deltas.
+
+    Attributes:
+        pack: the pack's number.
+        start: the number of its first chunk.
+        rows: the numbers of those in the footer that are stored as deltas, shape (m,).
+        bases: the ids of their bases, shape (m, 32).
+    """
+
+    pack: int
+    start: int
+    rows: NDArray[np.uint32]
+    bases: NDArray[np.uint8]
 
 
 class ChunkRows:
@@ -97,14 +142,16 @@ class ChunkRows:
 
         Args:
             capacity: for so many chunks.
-            limit: chunks that may come, where each pack counts as `pack_cost` chunks besides.
+            limit: chunks that may come, where each pack counts as `pack_cost` chunks besides, and each delta as two.
             pack_cost: see there.
         """
         self.packs: dict[PackId, None] = {}
         self.full = False
         self._capacity, self._pack_cost = capacity, pack_cost
-        self._limit = capacity if limit is None else limit
+        self._limit = 2 * capacity if limit is None else limit
         self._ends: list[int] = []  # for each pack the row after its last
+        self._deltas: list[_Deltas] = []
+        self._delta_count = 0
         self._words = np.empty((4, capacity), np.uint64)
         self._columns = np.empty((5, capacity), np.uint32)
 
@@ -127,17 +174,18 @@ class ChunkRows:
 
     def _gather(self, pairs: Iterable[tuple[PackId, Buffer]]) -> None:
         """Copy the columns of footers; what they do not hold is computed for all together."""
-        before = len(self._ends)
+        before, deltas_before, deltas_count = len(self._ends), len(self._deltas), self._delta_count
         blobs_sizes: list[int] = []
         try:
             for part in _parts(self._fitting(pairs, blobs_sizes)):
                 self._fill(part)
             if blobs_sizes:
-                self._complete(before, blobs_sizes)
+                self._complete(before, blobs_sizes, self._deltas[deltas_before:])
         except BaseException:
             for pack in list(self.packs)[before:]:
                 del self.packs[pack]
-            del self._ends[before:]
+            del self._ends[before:], self._deltas[deltas_before:]
+            self._delta_count = deltas_count
             raise
 
     def _fitting(self, pairs: Iterable[tuple[PackId, Buffer]], blobs_sizes: list[int]) -> Iterator[tuple[Buffer, int]]:
@@ -146,14 +194,19 @@ class ChunkRows:
         for pack, encoded in pairs:
             if pack in self.packs:
                 continue
-            count, _, blobs_size = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
+            count, deltas, blobs_size = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
             rows += count
-            if rows > self._capacity or rows + (len(self.packs) + 1) * self._pack_cost > self._limit:
+            counted = rows + self._delta_count + deltas + (len(self.packs) + 1) * self._pack_cost
+            if rows > self._capacity or counted > self._limit:
                 self.full = True
                 break
             self.packs[pack] = None
             self._ends.append(rows)
             blobs_sizes.append(blobs_size)
+            if deltas:
+                delta_rows, bases = read_deltas(encoded, count, deltas)
+                self._deltas.append(_Deltas(len(self._ends) - 1, rows - count, delta_rows.copy(), bases.copy()))
+                self._delta_count += deltas
             yield encoded, count
 
     def _fill(self, part: Sequence[tuple[Buffer, int]]) -> None:
@@ -165,7 +218,7 @@ class ChunkRows:
         for column, at in enumerate(range(CHUNK_ID_SIZE, _FOOTER_ROW, 4), 2):
             self._columns[column, start:end] = np.frombuffer(_joined(part, at, 4), "<u4")
 
-    def _complete(self, before: int, blobs_sizes: Sequence[int]) -> None:
+    def _complete(self, before: int, blobs_sizes: Sequence[int], deltas: Sequence[_Deltas]) -> None:
         """Check the sizes in the footers added after the first `before`, and compute where their blobs lie."""
         start = self._ends[before - 1] if before else 0
         ends = np.array(self._ends[before:], np.int64)
@@ -177,19 +230,34 @@ class ChunkRows:
         totals = sums[ends - start] - firsts
         if (totals != np.array(blobs_sizes, np.uint64)).any():
             raise DamagedObject("the sizes in a pack's footer do not add up")
-        around = PREFIX_SIZE + footer_size(0) + PACK_TAIL_SIZE
-        if (totals + (counts * _FOOTER_ROW + around).astype(np.uint64) > MAX_PACK_SIZE).any():
+        around = counts * _FOOTER_ROW + (PREFIX_SIZE + footer_size(0) + PACK_TAIL_SIZE)
+        for pack, _, delta_rows, _ in deltas:
+            around[pack - before] += len(delta_rows) * _FOOTER_DELTA
+        if (totals + around.astype(np.uint64) > MAX_PACK_SIZE).any():
             raise DamagedObject("the footer of a pack that would be larger than a pack can be")
         if (plain > MAX_CHUNK_SIZE).any() or (stored > plain + np.uint32(BLOB_OVERHEAD)).any():
             raise DamagedObject("a pack's footer lists a chunk of an impossible size")
+        for pack, _, delta_rows, _ in deltas:
+            check_delta_rows(delta_rows, int(counts[pack - before]))
         offsets[:] = sums[:-1] - np.repeat(firsts - np.uint64(PREFIX_SIZE), counts)
 
-    def sorted(self, first: int) -> Run:
+    def sorted(self, first: int) -> Table:
         """Return the chunks, their packs numbered from `first`, in the memory of this table, which is done with."""
         count = len(self)
         counts = np.diff([0, *self._ends])
         self._columns[0, :count] = np.repeat(np.arange(first, first + len(counts), dtype=np.uint32), counts)
-        return _sorted(self._words[:, :count], self._columns[:, :count])
+        words, columns = self._words[:, :count], self._columns[:, :count]
+        deltas = np.concatenate([np.empty(0, np.int64), *(start + rows for _, start, rows, _ in self._deltas)])
+        delta_words, delta_columns = words[:, deltas], columns[:, deltas]
+        ids = np.concatenate([np.empty((0, CHUNK_ID_SIZE), np.uint8), *(bases for _, _, _, bases in self._deltas)])
+        bases = Bases(blob_places(delta_columns[0], delta_columns[1]), ids)
+        if len(deltas):
+            kept = np.ones(count, np.bool_)
+            kept[deltas] = False
+            count -= len(deltas)
+            for row in (*words, *columns):
+                row[:count] = row[kept]
+        return Table(_sorted(words[:, :count], columns[:, :count]), _sorted(delta_words, delta_columns), bases)
 
 
 def _parts(footers: Iterable[tuple[Buffer, int]]) -> Iterator[list[tuple[Buffer, int]]]:
@@ -226,9 +294,8 @@ def _checked(copies: Iterable[tuple[PackId, Buffer]]) -> Iterator[tuple[PackId, 
         found = bytes(encoded[HEAD_SIZE : HEAD_SIZE + RANDOM_ID_SIZE])
         if found != pack:
             raise DamagedObject(f"holds the footer of pack {found.hex()}")
-        count, _, _ = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
-        if footer_size(count) != len(encoded):
-            raise DamagedObject(f"a pack's footer of {len(encoded)} bytes cannot list {count} chunks")
+        count, deltas, _ = FOOTER_FRAME.unpack_from(encoded, PREFIX_SIZE)
+        check_footer_size(len(encoded), count, deltas)
         yield pack, encoded
 
 

@@ -33,11 +33,14 @@ def pack_id(number):
     return PackId(number.to_bytes(16, "little"))
 
 
-def footer_for(number, chunks):
-    """Return the footer of pack `number` which holds chunks of these ids, each of another size."""
+def footer_for(number, chunks, bases=None):
+    """Return the footer of pack `number` which holds chunks of these ids, each of another size.
+
+    `bases` says which are deltas of what.
+    """
     builder = PackBuilder(pack_id(number))
     for at, chunk in enumerate(chunks):
-        builder.add(ChunkId(chunk), Codec.RAW, bytes(at + 1), at + 1, 7 * at)
+        builder.add(ChunkId(chunk), Codec.RAW, bytes(at + 1), at + 1, 7 * at, base=(bases or {}).get(chunk))
     footer, _ = builder.finish()
     return footer
 
@@ -211,6 +214,67 @@ def test_an_index_finds_what_a_dictionary_finds(data):
     assert len(index) == sum(map(len, packs))
     assert places(index, pool) == [expected.get(chunk) for chunk in pool]
     assert index.contains(pool).tolist() == [chunk in expected for chunk in pool]
+
+
+def test_whole_copies_are_preferred_whatever_was_added_first():
+    first, second, base = random_ids(3)
+    index = ChunkIndex()
+    index.add([footer_for(1, [first, second], {first: base, second: base})])
+    assert places(index, [first, second]) == [(pack_id(1), 0), (pack_id(1), 1)]
+    index.add([footer_for(2, [base, second])])
+    assert places(index, [first, second, base]) == [(pack_id(1), 0), (pack_id(2), 1), (pack_id(2), 0)]
+    assert (len(index), index.deltas) == (4, 2)
+    assert index.locate(ids_array(first + second + base), whole=True).found.tolist() == [False, True, True]
+    assert index.contains([first, second, base]).all()
+
+
+def test_an_index_without_deltas_tells_no_bases():
+    index = ChunkIndex()
+    numbers, bases = index.bases(index.locate(ids_array(b"".join(random_ids(2)))))
+    assert (numbers.shape, bases.shape) == ((0,), (0, 32))
+    index.add([footer_for(1, random_ids(2))])
+    numbers, bases = index.bases(index.locate(ids_array(b"".join(random_ids(2)))))
+    assert (numbers.shape, bases.shape) == ((0,), (0, 32))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_an_index_tells_deltas_and_their_bases_as_a_dictionary_does(data):
+    pool = random_ids(8)
+    one = st.tuples(st.sampled_from(pool), st.sampled_from([None, *random_ids(3, seed=1)]))
+    packs = data.draw(st.lists(st.lists(one, max_size=6, unique_by=lambda pair: pair[0]), max_size=9))
+    index, whole, deltas = ChunkIndex(), {}, {}
+    together = data.draw(st.integers(1, 3))
+    footers = []
+    for number, rows in enumerate(packs):
+        footers.append(footer_for(number, [chunk for chunk, _ in rows], dict(rows)))
+        for at, (chunk, base) in enumerate(rows):
+            if base is None:
+                whole.setdefault(chunk, (pack_id(number), at))
+            else:
+                deltas.setdefault(chunk, ((pack_id(number), at), base))
+    for start in range(0, len(footers), together):
+        index.add(footers[start : start + together])
+    expected = [whole.get(chunk) or deltas.get(chunk, (None,))[0] for chunk in pool]
+    assert places(index, pool) == expected
+    found = index.locate(ids_array(b"".join(pool)))
+    numbers, bases = index.bases(found)
+    told = dict(zip(numbers.tolist(), map(bytes, bases), strict=True))
+    assert told == {at: deltas[chunk][1] for at, chunk in enumerate(pool) if chunk in deltas and chunk not in whole}
+    assert numbers.tolist() == sorted(told)
+    assert index.locate(ids_array(b"".join(pool)), whole=True).found.tolist() == [chunk in whole for chunk in pool]
+
+
+def test_tables_of_bases_are_joined_so_that_few_are_searched():
+    index = ChunkIndex()
+    for number in range(200):
+        ids = random_ids(10, seed=number)
+        index.add([footer_for(number, ids, dict.fromkeys(ids, ids[0]))])
+    assert len(index._bases) <= 12
+    ids = random_ids(10, seed=77)
+    numbers, bases = index.bases(index.locate(ids_array(b"".join(ids))))
+    assert numbers.tolist() == list(range(10))
+    assert {bytes(base) for base in bases} == {ids[0]}
 
 
 def test_runs_are_merged_so_that_few_are_searched():

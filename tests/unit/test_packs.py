@@ -41,15 +41,20 @@ def build(chunks, *, pack=PACK, arena=None, lent=False):
     return footer, b"".join(parts)
 
 
-def footer_of(rows, *, blobs_size=None, count=None, pack=PACK, reserved=0):
-    """Return a footer with a correct checksum that lists `rows`: (stored size, plain size), true or not."""
+def footer_of(rows, *, blobs_size=None, count=None, pack=PACK, deltas=(), delta_count=None):
+    """Return a footer with a correct checksum that lists `rows`: (stored size, plain size), true or not.
+
+    `deltas` are numbers of rows; their bases are of zeros.
+    """
+    delta_count = len(deltas) if delta_count is None else delta_count
     stored = [size for size, _ in rows]
     plain = [size for _, size in rows]
     frame = struct.pack(
-        "<IIQ", len(rows) if count is None else count, reserved, sum(stored) if blobs_size is None else blobs_size
+        "<IIQ", len(rows) if count is None else count, delta_count, sum(stored) if blobs_size is None else blobs_size
     )
     table = b"".join(np.array(column, "<u4").tobytes() for column in (stored, plain, [0] * len(rows)))
-    content = make_head(Kind.PACK) + pack + frame + bytes(32 * len(rows)) + table
+    bases = np.array(deltas, "<u4").tobytes() + bytes(32 * len(deltas))
+    content = make_head(Kind.PACK) + pack + frame + bytes(32 * len(rows)) + table + bases
     return content + digest((content,))
 
 
@@ -143,8 +148,28 @@ def test_chunks_of_the_largest_size_are_listed():
     assert footer.offsets.tolist() == [32, 33 + MAX_CHUNK_SIZE]
 
 
-def test_reserved_bits_are_ignored():
-    assert parse_footer(footer_of([(2, 1)], reserved=7)).pack == PACK
+def test_deltas_are_listed_with_their_bases_as_specified():
+    builder = PackBuilder(PACK)
+    bases = [chunk_id(b"base"), chunk_id(b"another")]
+    for number, chunk in enumerate([b"whole", b"delta", b"whole too", b"second delta"]):
+        builder.add(chunk_id(chunk), number, chunk, 90, number, base=bases[number // 2] if number % 2 else None)
+    footer, parts = builder.finish()
+    data = b"".join(parts)
+    assert len(footer.encoded) == footer_size(4, 2) == 80 + 44 * 4 + 36 * 2
+    assert struct.unpack("<II", footer.encoded[32:40]) == (4, 2)
+    end = 48 + 44 * 4
+    assert struct.unpack("<II", footer.encoded[end : end + 8]) == (1, 3)
+    assert footer.encoded[end + 8 : -32] == b"".join(bases)
+    assert footer.delta_rows.tolist() == [1, 3]
+    assert footer.delta_rows.dtype == np.uint32
+    assert footer.base_ids() == {1: bases[0], 3: bases[1]}
+    assert footer.pack_size == len(data)
+    assert read_tail(data[-PACK_TAIL_SIZE:], pack_size=len(data)) == len(footer.encoded)
+
+
+def test_a_pack_without_deltas_has_no_bases():
+    footer, _ = build(CHUNKS)
+    assert (footer.delta_rows.shape, footer.bases.shape, footer.base_ids()) == ((0,), (0, 32), {})
 
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -185,6 +210,16 @@ def test_a_pack_just_below_4_gib_is_possible():
         (footer_of([(2**31, 1)]), "a chunk of an impossible size"),
         (footer_of(filled_to(MAX_PACK_SIZE + 1)), "larger than a pack can be"),
         (footer_of([*FULL, *FULL]), "larger than a pack can be"),
+        (footer_of(filled_to(MAX_PACK_SIZE), deltas=[0]), "larger than a pack can be"),
+        (footer_of([(2, 1)], delta_count=1), "cannot list 1 chunks, 1 of them deltas"),
+        (footer_of([(2, 1)], deltas=[0], delta_count=0), "cannot list 1 chunks"),
+        (footer_of([(2, 1)], delta_count=2**32 - 1), "cannot list 1 chunks, 4294967295 of them deltas"),
+        (footer_of([(2, 1)], deltas=[1]), "deltas of chunks that it does not list, or twice"),
+        (footer_of([(2, 1)], deltas=[0, 0]), "deltas of chunks that it does not list, or twice"),
+        (footer_of([(2, 1)] * 3, deltas=[0, 2, 1]), "deltas of chunks that it does not list, or twice"),
+        (footer_of([(2, 1)] * 3, deltas=[2, 0]), "deltas of chunks that it does not list, or twice"),
+        (footer_of([], deltas=[0]), "deltas of chunks that it does not list, or twice"),
+        (footer_of([(2, 1)], deltas=[2**32 - 1]), "deltas of chunks that it does not list, or twice"),
     ],
 )
 def test_an_impossible_footer_is_refused(encoded, reason):

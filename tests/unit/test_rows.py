@@ -24,19 +24,46 @@ def pack_id(number):
     return PackId(number.to_bytes(16, "little"))
 
 
-def encoded(number, stored, plain, *, blobs_size=None, count=None, ids=None):
-    """Return the footer of a pack, true or not, with a true checksum."""
-    frame = struct.pack("<IIQ", len(stored) if count is None else count, 0, blobs_size or sum(stored))
+def encoded(number, stored, plain, *, blobs_size=None, count=None, ids=None, deltas=(), delta_count=None):
+    """Return the footer of a pack, true or not, with a true checksum; `deltas` are pairs of a row and a base."""
+    delta_count = len(deltas) if delta_count is None else delta_count
+    frame = struct.pack("<IIQ", len(stored) if count is None else count, delta_count, blobs_size or sum(stored))
     ids = GENERATOR.bytes(32 * len(stored)) if ids is None else ids
     columns = b"".join(np.array(column, "<u4").tobytes() for column in (stored, plain, range(len(stored))))
-    content = make_head(Kind.PACK) + pack_id(number) + frame + ids + columns
+    bases = np.array([row for row, _ in deltas], "<u4").tobytes() + b"".join(base for _, base in deltas)
+    content = make_head(Kind.PACK) + pack_id(number) + frame + ids + columns + bases
     return content + digest((content,))
 
 
 def run_of(*copies):
     rows = ChunkRows(1000)
     rows.add_copies((pack_id(number), data) for number, data in enumerate(copies))
-    return rows.sorted(0)
+    return rows.sorted(0).whole
+
+
+def test_deltas_are_put_into_a_table_of_their_own():
+    rows = ChunkRows(20)
+    copies = [DELTAS, encoded(1, [7, 8, 9], [7, 8, 9], deltas=[(0, BASE[2:] + b"02")]), encoded(2, [3], [3])]
+    rows.add_copies((pack_id(number), data) for number, data in enumerate(copies))
+    table = rows.sorted(5)
+    footers = [parse_footer(data) for data in copies]
+    assert sorted(table.whole.columns[:3].T.tolist()) == [[5, 32, 10], [6, 39, 8], [6, 47, 9], [7, 32, 3]]
+    assert sorted(table.deltas.columns.T.tolist()) == [[5, 42, 20, 100, 1], [5, 62, 5, 9, 2], [6, 32, 7, 7, 0]]
+    ids = np.concatenate([footers[0].ids[1:], footers[1].ids[:1]])
+    found, at = table.deltas.find(id_words(ids))
+    assert sorted(found.tolist()) == [0, 1, 2]
+    assert table.deltas.columns[0, at[np.argsort(found)]].tolist() == [5, 5, 6]
+    assert table.whole.find(id_words(ids))[0].tolist() == []
+    assert table.bases.places.tolist() == [5 * 2**32 + 42, 5 * 2**32 + 62, 6 * 2**32 + 32]
+    assert [bytes(base) for base in table.bases.ids] == [BASE, BASE[1:] + b"1", BASE[2:] + b"02"]
+
+
+def test_a_delta_counts_twice():
+    rows = ChunkRows(100, limit=13)
+    rows.add_copies([(pack_id(0), DELTAS), (pack_id(1), encoded(1, [1] * 5, [1] * 5, deltas=[(3, BASE)]))])
+    assert (len(rows), rows.full) == (8, False)
+    rows.add_copies([(pack_id(2), encoded(2, [1], [1])), (pack_id(3), encoded(3, [1], [1], deltas=[(0, BASE)]))])
+    assert (len(rows), rows.full) == (9, True)
 
 
 @settings(deadline=None, max_examples=100)
@@ -62,12 +89,14 @@ def test_copies_and_footers_give_the_same_table():
     copies = [encoded(number, [5, 6, 7], [50, 60, 70]) for number in range(5)]
     rows = ChunkRows(15)
     rows.add(map(parse_footer, copies))
-    other = rows.sorted(0)
+    other = rows.sorted(0).whole
     for one, two in zip(run_of(*copies), other, strict=True):
         assert (one == two).all()
 
 
 WHOLE = encoded(0, [10, 20], [10, 100])
+BASE = b"base of a delta " * 2
+DELTAS = encoded(0, [10, 20, 5], [10, 100, 9], deltas=[(1, BASE), (2, BASE[1:] + b"1")])
 
 
 @pytest.mark.parametrize(
@@ -87,24 +116,33 @@ WHOLE = encoded(0, [10, 20], [10, 100])
         (encoded(0, [10], [2**24 + 1]), "of an impossible size"),
         (encoded(0, [12], [10]), "of an impossible size"),
         (encoded(0, [2**32 - 400], [2**32 - 1]), "of an impossible size"),
+        (encoded(0, [10], [10], delta_count=1), "cannot list 1 chunks, 1 of them deltas"),
+        (encoded(0, [], [], delta_count=2**32 - 1), "cannot list 0 chunks, 4294967295 of them deltas"),
+        (encoded(0, [10], [10], deltas=[(1, BASE)]), "deltas of chunks that it does not list, or twice"),
+        (encoded(0, [], [], deltas=[(0, BASE)]), "deltas of chunks that it does not list, or twice"),
+        (encoded(0, [10, 20], [10, 100], deltas=[(1, BASE)] * 2), "deltas of chunks that it does not list, or twice"),
+        (encoded(0, [10, 20], [10, 100], deltas=[(1, BASE), (0, BASE)]), "deltas of chunks that it does not list"),
         (make_head(Kind.INDEX) + WHOLE[16:], "of kind b'I'"),
     ],
 )
 def test_a_damaged_copy_is_refused_with_all_that_came_with_it(data, reason):
     rows = ChunkRows(1000)
-    rows.add_copies([(pack_id(7), encoded(7, [1], [1]))])
+    rows.add_copies([(pack_id(7), encoded(7, [1, 2], [1, 2], deltas=[(1, BASE)]))])
     with pytest.raises(DamagedObject, match=reason):
-        rows.add_copies([(pack_id(8), encoded(8, [1], [1])), (pack_id(0), data)])
+        rows.add_copies([(pack_id(8), encoded(8, [1], [1], deltas=[(0, BASE)])), (pack_id(0), data)])
     assert list(rows.packs) == [pack_id(7)]
-    assert len(rows) == 1
+    assert len(rows) == 2
     rows.add_copies([(pack_id(0), WHOLE)])
-    assert rows.sorted(0).columns[0].max() == 1
+    table = rows.sorted(0)
+    assert table.whole.columns[0].max() == 1
+    assert table.deltas.rows == 1
 
 
-def test_what_footers_refuse_copies_refuse():
+@pytest.mark.parametrize("footer", [WHOLE, DELTAS])
+def test_what_footers_refuse_copies_refuse(footer):
     """Neither way of reading a footer lets anything through that the other does not."""
-    for bit in range(0, 8 * len(WHOLE), 3):
-        damaged = bytearray(WHOLE)
+    for bit in range(0, 8 * len(footer), 3):
+        damaged = bytearray(footer)
         damaged[bit // 8] ^= 1 << bit % 8
         resealed = bytes(damaged[:-32]) + digest((bytes(damaged[:-32]),))
         outcomes = []
@@ -131,6 +169,14 @@ def test_the_largest_pack_is_taken():
     size = 2**32 - 1 - 32 - footer_size(256) - 8
     stored = [2**24] * 255 + [size - 255 * 2**24]
     assert run_of(encoded(0, stored, [2**24] * 256)).rows == 256
+
+
+def test_the_largest_pack_has_room_for_its_bases():
+    size = 2**32 - 1 - 32 - footer_size(256, 1) - 8
+    stored = [2**24] * 255 + [size - 255 * 2**24]
+    run_of(encoded(0, stored, [2**24] * 256, deltas=[(3, BASE)]))
+    with pytest.raises(DamagedObject, match="larger than a pack can be"):
+        run_of(WHOLE, encoded(1, [*stored[:-1], stored[-1] + 1], [2**24] * 256, deltas=[(3, BASE)]))
 
 
 def test_there_is_room_for_so_much():
