@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cas_checkpoint.restoring import RestoreResult
     from cas_checkpoint.snapshots import Snapshot
     from cas_checkpoint.store import Store, StoreInfo
+    from cas_checkpoint.tensorfiles import TensorInfo
     from cas_checkpoint.verifying import AffectedPath, Problem, VerifyReport
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "StoreNotFound",
     "SyncCheckpoint",
     "TargetObstructed",
+    "TensorInfo",
     "UnsupportedStore",
     "VerifyReport",
     "__version__",
@@ -109,6 +111,7 @@ _HOMES = {
     "Snapshot": "snapshots",
     "Store": "store",
     "StoreInfo": "store",
+    "TensorInfo": "tensorfiles",
     "AffectedPath": "verifying",
     "Problem": "verifying",
     "VerifyReport": "verifying",

@@ -24,6 +24,7 @@ def test_what_is_exported():
         "Entry", "EntryType", "Owner",
         "VerifyReport", "Problem", "AffectedPath", "CollectReport", "RepairReport",
         "Monitor", "Notice",
+        "TensorInfo",
         "__version__",
         *cas_checkpoint.errors.__all__,
     }  # fmt: skip
