@@ -406,9 +406,9 @@ def test_not_a_container(snapshot, path):
 
 
 def test_no_such_tensor(snapshot):
-    with pytest.raises(EntryNotFound, match="no tensor 'block.0.wieght'; the closest are 'block.0.weight', 'block.1.w"):
+    with pytest.raises(EntryNotFound, match=r"no tensor 'block.0.wieght'; the closest are 'block.0.weight', 'block.1.w"):
         snapshot.read_tensor("model.safetensors", "block.0.wieght")
-    with pytest.raises(EntryNotFound, match="no tensor 'zzzzzz'$"):
+    with pytest.raises(EntryNotFound, match=r"no tensor 'zzzzzz'$"):
         snapshot.read_tensor("model.safetensors", "zzzzzz")
     with pytest.raises(InvalidArgumentType):
         snapshot.read_tensor("model.safetensors", b"embed")
