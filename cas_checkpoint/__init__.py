@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cas_checkpoint.checkpointer import Checkpoint, SyncCheckpoint
     from cas_checkpoint.collecting import CollectReport
     from cas_checkpoint.commits import SaveStats
+    from cas_checkpoint.diffing import Change, ChangedNumbers, ChangedPath, ChangedTensor, SnapshotDiff
     from cas_checkpoint.errors import (
         AmbiguousReference,
         CasCheckpointError,
@@ -53,6 +54,10 @@ __all__ = [
     "AffectedPath",
     "AmbiguousReference",
     "CasCheckpointError",
+    "Change",
+    "ChangedNumbers",
+    "ChangedPath",
+    "ChangedTensor",
     "Checkpoint",
     "CollectReport",
     "DamagedObject",
@@ -77,6 +82,7 @@ __all__ = [
     "SaveAborted",
     "SaveStats",
     "Snapshot",
+    "SnapshotDiff",
     "SnapshotForgotten",
     "SnapshotNotFound",
     "SourceChanged",
@@ -101,6 +107,11 @@ _HOMES = {
     "SyncCheckpoint": "checkpointer",
     "CollectReport": "collecting",
     "SaveStats": "commits",
+    "Change": "diffing",
+    "ChangedNumbers": "diffing",
+    "ChangedPath": "diffing",
+    "ChangedTensor": "diffing",
+    "SnapshotDiff": "diffing",
     "Entry": "manifests",
     "EntryType": "manifests",
     "Owner": "manifests",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import Commit, SaveStats
+from cas_checkpoint.diffing import SnapshotDiff
 from cas_checkpoint.errors import DamagedObject, DamagedStore, EntryNotFound, InvalidArgument, InvalidArgumentType
 from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.manifests import Entry, EntryType
@@ -136,6 +137,17 @@ class Snapshot:
         """Return the whole content of a file; errors as for `open`."""
         with self.open(path) as file:
             return file.read()
+
+    def diff(self, other: Snapshot, *, tensors: bool = False) -> SnapshotDiff:
+        """Return what became of this snapshot in another one; the result is an iterable that reads as it goes.
+
+        Args:
+            other: the other snapshot, of any store: the later one, if what it has more is to be called added.
+            tensors: tell for each file that changed, and is a container of tensors in both, what became of each tensor.
+        """
+        if not isinstance(other, Snapshot):
+            raise InvalidArgumentType(f"only a snapshot can be compared with, not {other!r}")
+        return SnapshotDiff(self.reader, other.reader, tensors=tensors)
 
     # --- tensors ---
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from cas_checkpoint.dtypes import array_type, item_size, raw_type
 from cas_checkpoint.errors import EntryNotFound, InvalidArgument, InvalidArgumentType
 from cas_checkpoint.filereader import SnapshotFile
-from cas_checkpoint.ids import ChunkId
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import Entry
 from cas_checkpoint.reading import Request, SnapshotReader
@@ -23,7 +22,16 @@ from cas_checkpoint.tensors import Layout, Tensor, find_tensors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Piece", "TensorFile", "TensorInfo", "TensorSource", "is_packed", "not_a_container", "read_from"]
+__all__ = [
+    "FileRanges",
+    "Piece",
+    "TensorFile",
+    "TensorInfo",
+    "TensorSource",
+    "is_packed",
+    "not_a_container",
+    "read_from",
+]
 
 _FAR_READERS: Final = 8
 _MAX_RUNS: Final = 2**20  # of a tensor whose elements do not lie together; with more of them all between is read
@@ -84,14 +92,13 @@ class TensorFile:
     """A container of tensors in a snapshot, its layout read. Safe to use from several threads.
 
     Attributes:
-        name: its path.
+        file: its bytes.
         layout: where the tensors lie.
     """
 
-    def __init__(self, file: _FileRanges, layout: Layout) -> None:
+    def __init__(self, file: FileRanges, layout: Layout) -> None:
         """Take a file and its layout; made by `open` only."""
-        self.name, self.layout = str(file.name), layout
-        self._file = file
+        self.file, self.layout = file, layout
         self._tensors = {tensor.name: tensor for tensor in layout.tensors}
 
     @classmethod
@@ -105,7 +112,7 @@ class TensorFile:
         Raises:
             DamagedStore: something that it needs is damaged or missing.
         """
-        file = _FileRanges(reader, entry)
+        file = FileRanges(reader, entry)
         layout = find_tensors(file.read_at, entry.size)
         return None if layout is None else cls(file, layout)
 
@@ -141,30 +148,21 @@ class TensorFile:
         if not out.size:
             return
         if is_packed(tensor.shape, tensor.strides):
-            self._file.fill(tensor.offset, out.reshape(-1).view(np.uint8).data)
+            self.file.fill(tensor.offset, out.reshape(-1).view(np.uint8).data)
             return
         width = out.dtype.itemsize
         low, high = _span(tensor)
         memory = np.empty((high - low) * width, np.uint8)
         start = tensor.offset + low * width
-        self._file.fill(start, memory.data, _runs(tensor, width))
+        self.file.fill(start, memory.data, _runs(tensor, width))
         strides = tuple(stride * width for stride in tensor.strides)
         out[...] = np.ndarray(out.shape, out.dtype, memory, -low * width, strides)
 
-    def bytes_at(self, offset: int, out: memoryview) -> None:
-        """Fill `out` with the file's bytes from `offset` on."""
-        self._file.fill(offset, out)
 
-    def pieces(self, offset: int, size: int) -> Iterator[tuple[Piece, ChunkId | None]]:
-        """Yield the pieces of a range of the file, each with the id of its chunk; None for a hole."""
-        for piece in self._file.pieces(offset, size):
-            yield piece, self._file.chunk(piece.number) if piece.number >= 0 else None
-
-
-class _FileRanges(SnapshotFile):
+class FileRanges(SnapshotFile):
     """A file of a snapshot of which whole ranges are read at once.
 
-    `fill`, `pieces` and `chunk` may be called by several threads at once.
+    All but `read_at` may be called by several threads at once.
     """
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -176,9 +174,16 @@ class _FileRanges(SnapshotFile):
             size -= len(part)
         return b"".join(parts)
 
-    def chunk(self, number: int) -> ChunkId:
-        """Return the id of a chunk."""
-        return self._refs[number].chunk
+    def is_whole(self, piece: Piece) -> bool:
+        """Tell whether a piece is a whole chunk."""
+        return piece.number >= 0 and piece.size == self._refs[piece.number].size
+
+    def identity(self, piece: Piece, at: int) -> tuple[bytes, int]:
+        """Return what tells the bytes of a piece from `at` on, a place in the range, from all others.
+
+        That is the id of a chunk, empty for a hole, and a place in the chunk.
+        """
+        return (self._refs[piece.number].chunk, piece.skip + at - piece.at) if piece.number >= 0 else (b"", 0)
 
     def pieces(self, offset: int, size: int) -> Iterator[Piece]:
         """Yield what a range consists of, in order."""

@@ -325,11 +325,11 @@ def numbers(tmp_path_factory):
 
 
 def opened(snapshot, path=b"numbers"):
-    from cas_checkpoint.tensorfiles import _FileRanges
+    from cas_checkpoint.tensorfiles import FileRanges
     from cas_checkpoint.tensors import Layout
 
     reader = snapshot.reader()
-    return TensorFile(_FileRanges(reader, _find_file(reader, path)), Layout("test", (), ()))
+    return TensorFile(FileRanges(reader, _find_file(reader, path)), Layout("test", (), ()))
 
 
 @st.composite
@@ -406,7 +406,9 @@ def test_not_a_container(snapshot, path):
 
 
 def test_no_such_tensor(snapshot):
-    with pytest.raises(EntryNotFound, match=r"no tensor 'block.0.wieght'; the closest are 'block.0.weight', 'block.1.w"):
+    with pytest.raises(
+        EntryNotFound, match=r"no tensor 'block.0.wieght'; the closest are 'block.0.weight', 'block.1.w"
+    ):
         snapshot.read_tensor("model.safetensors", "block.0.wieght")
     with pytest.raises(EntryNotFound, match=r"no tensor 'zzzzzz'$"):
         snapshot.read_tensor("model.safetensors", "zzzzzz")
