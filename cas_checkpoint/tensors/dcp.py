@@ -93,7 +93,7 @@ def _pieces(root: Value) -> list[Piece]:
 
 def _shapes(tensors: Value) -> list[tuple[tuple[Value, tuple[int, ...]], tuple[int, ...]]]:
     """Return the shapes of all pieces, by the names of their tensors and the pieces' offsets."""
-    shapes = []
+    shapes: list[tuple[tuple[Value, tuple[int, ...]], tuple[int, ...]]] = []
     for name, tensor in _items(tensors):
         chunks = _state(tensor).get("chunks")
         if isinstance(name, str) and isinstance(chunks, list):

@@ -9,16 +9,28 @@ from typing import Final
 from cas_checkpoint.elements import ELEMENTS, Elements
 from cas_checkpoint.tensors.layout import Layout, ReadAt, Region, Tensor
 
-__all__ = ["MAX_HEADER_SIZE", "MAX_TENSORS", "Found", "Unreadable", "bounded", "dense_strides", "item_size", "take", "to_shape"]
+__all__ = [
+    "MAX_HEADER_SIZE",
+    "MAX_NAME_SIZE",
+    "MAX_TENSORS",
+    "Found",
+    "Unreadable",
+    "bounded",
+    "dense_strides",
+    "item_size",
+    "take",
+    "to_shape",
+]
 
 MAX_HEADER_SIZE: Final = 2**24
 """Bytes of what describes the tensors of a container; with more of them it is not read."""
 MAX_TENSORS: Final = 2**17
 """With more tensors a container is not read."""
+MAX_NAME_SIZE: Final = 512
+"""Characters of a name; what is longer is cut off."""
 _MAX_READS: Final = 2**20
 _MAX_READ_SIZE: Final = 2**26  # bytes of all reads together
 _MAX_AXES: Final = 64
-_MAX_NAME_SIZE: Final = 1024  # characters
 _MAX_SIZE: Final = 2**63 - 1  # bytes of a tensor, and elements of an axis
 _OPAQUE: Final = Elements(1, is_float=False)
 
@@ -97,11 +109,11 @@ class Found:
         """Return a name that nothing in the container has yet: the wanted one, or it and a number.
 
         Raises:
-            Unreadable: it is too long, or there are too many.
+            Unreadable: there are too many.
         """
-        if len(wanted) > _MAX_NAME_SIZE or len(self._names) >= MAX_TENSORS:
+        if len(self._names) >= MAX_TENSORS:
             raise Unreadable
-        wanted = wanted.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
+        wanted = wanted[:MAX_NAME_SIZE].encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
         name = wanted
         while name in self._names:
             self._names[wanted] += 1

@@ -137,10 +137,10 @@ def _entry(cursor: _Cursor) -> _Entry:
 
 
 def _add(found: Found, entries: list[_Entry], start: int, size: int) -> None:
-    ends = {}  # what is quantized goes as far as the next tensor, for all that is known here
+    ends: dict[int, int] = {}  # what is quantized goes as far as the next tensor, for all that is known here
     end = size - start
     for entry in sorted(entries, key=lambda entry: -entry.offset):
-        ends[entry.offset] = end = ends.get(entry.offset, end)
+        ends.setdefault(entry.offset, end)
         end = entry.offset
     for entry in entries:
         if entry.type in _DTYPES:

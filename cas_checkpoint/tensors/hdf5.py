@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import Final, NamedTuple
 
-from cas_checkpoint.tensors.found import MAX_TENSORS, Found, Unreadable, item_size, take, to_shape
+from cas_checkpoint.tensors.found import MAX_NAME_SIZE, MAX_TENSORS, Found, Unreadable, item_size, take, to_shape
 from cas_checkpoint.tensors.layout import Layout, ReadAt
 
 __all__ = ["MAGIC", "find"]
@@ -21,6 +21,7 @@ _SIZE: Final = 8  # bytes of an address
 _UNDEFINED: Final = 2**64 - 1
 _MAX_DEPTH: Final = 64
 _MAX_BLOCKS: Final = 256  # of one object header
+_MAX_MESSAGES: Final = 2**16  # of one object header
 
 _DATASPACE, _DATATYPE, _LINK, _LAYOUT, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x06, 0x08, 0x10, 0x11
 _SHARED: Final = 0x02
@@ -59,7 +60,7 @@ def find(read: ReadAt, size: int) -> Layout | None:
         for key, member in _links(read, messages):
             if member not in seen:
                 seen.add(member)
-                members.append((f"{name}/{key}" if name else key, member, depth + 1))
+                members.append((f"{name}/{key}"[:MAX_NAME_SIZE] if name else key, member, depth + 1))
         if len(seen) > MAX_TENSORS:
             raise Unreadable
         todo.extend(reversed(members))
@@ -117,6 +118,7 @@ def _all_messages(read: ReadAt, first: tuple[int, int], form: str, magic: bytes)
     """Yield the messages of a block, and of those where it is continued."""
     head = struct.Struct(form)
     blocks = [first]
+    count = 0
     for number, (address, size) in enumerate(blocks):
         block = take(read, address, size)
         at = 0
@@ -129,9 +131,10 @@ def _all_messages(read: ReadAt, first: tuple[int, int], form: str, magic: bytes)
             at += head.size
             data = block[at : at + length]
             at += length
+            count += 1
+            if count > _MAX_MESSAGES or len(blocks) > _MAX_BLOCKS:
+                raise Unreadable
             if kind == _CONTINUATION:
-                if len(blocks) == _MAX_BLOCKS:
-                    raise Unreadable
                 blocks.append((_number(data, 0), _number(data, _SIZE)))
             elif not flags & _SHARED:
                 yield _Message(kind, data)
@@ -161,7 +164,7 @@ def _link(data: bytes) -> list[tuple[str, int]]:
     width = 1 << (flags & 3)
     size = _number(data, at, width)
     at += width
-    return [(data[at : at + size].decode("utf-8", "replace"), _number(data, at + size))]
+    return [(data[at : at + min(size, MAX_NAME_SIZE)].decode("utf-8", "replace"), _number(data, at + size))]
 
 
 def _symbols(read: ReadAt, tree: int, heap: int) -> Iterator[tuple[str, int]]:
@@ -179,14 +182,17 @@ def _symbols(read: ReadAt, tree: int, heap: int) -> Iterator[tuple[str, int]]:
         if head[:4] == b"SNOD":
             entries = take(read, address + 8, 40 * count)
             for at in range(0, len(entries), 40):
-                name = names[_number(entries, at) :].partition(b"\0")[0]
                 if _number(entries, at + 16, 4) < 2:  # noqa: PLR2004 -- 2 is a symbolic link
-                    yield name.decode("utf-8", "replace"), _number(entries, at + 8)
+                    begin = _number(entries, at)
+                    end = names.find(b"\0", begin, begin + MAX_NAME_SIZE)
+                    yield names[begin : max(begin, end)].decode("utf-8", "replace"), _number(entries, at + 8)
         elif head[:5] == b"TREE\0":
             node = take(read, address + 24, 16 * count)
             children = [_number(node, at) for at in range(8, len(node), 16)]
-            todo.extend(child for child in reversed(children) if child not in seen)
-            seen.update(children)
+            for child in reversed(children):
+                if child not in seen:
+                    seen.add(child)
+                    todo.append(child)
         else:
             raise Unreadable
 
@@ -228,6 +234,6 @@ def _dtype(data: bytes) -> str | None:
         whole = (_number(data, 8, 2), _number(data, 10, 2)) == (0, 8 * size)
         return f"{'' if bits & 8 else 'u'}int{8 * size}" if whole and size in {1, 2, 4, 8} else None
     if kind == _FLOAT and not bits & 0x41 and not _number(data, 8, 2):
-        fields = (*(_number(data, 10, 2), *(_number(data, at, 1) for at in range(12, 16))), _number(data, 16, 4))
-        return _FLOATS.get(fields)
+        exponent, mantissa = (_number(data, 12, 1), _number(data, 13, 1)), (_number(data, 14, 1), _number(data, 15, 1))
+        return _FLOATS.get((_number(data, 10, 2), *exponent, *mantissa, _number(data, 16, 4)))
     return None
