@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cas_checkpoint.checkpointer import Checkpoint, SyncCheckpoint
     from cas_checkpoint.collecting import CollectReport
     from cas_checkpoint.commits import SaveStats
+    from cas_checkpoint.diffing import Change, ChangedNumbers, ChangedPath, ChangedTensor, SnapshotDiff
     from cas_checkpoint.errors import (
         AmbiguousReference,
         CasCheckpointError,
@@ -46,12 +47,17 @@ if TYPE_CHECKING:
     from cas_checkpoint.restoring import RestoreResult
     from cas_checkpoint.snapshots import Snapshot
     from cas_checkpoint.store import Store, StoreInfo
+    from cas_checkpoint.tensorfiles import TensorInfo
     from cas_checkpoint.verifying import AffectedPath, Problem, VerifyReport
 
 __all__ = [
     "AffectedPath",
     "AmbiguousReference",
     "CasCheckpointError",
+    "Change",
+    "ChangedNumbers",
+    "ChangedPath",
+    "ChangedTensor",
     "Checkpoint",
     "CollectReport",
     "DamagedObject",
@@ -76,6 +82,7 @@ __all__ = [
     "SaveAborted",
     "SaveStats",
     "Snapshot",
+    "SnapshotDiff",
     "SnapshotForgotten",
     "SnapshotNotFound",
     "SourceChanged",
@@ -88,6 +95,7 @@ __all__ = [
     "StoreNotFound",
     "SyncCheckpoint",
     "TargetObstructed",
+    "TensorInfo",
     "UnsupportedStore",
     "VerifyReport",
     "__version__",
@@ -99,6 +107,11 @@ _HOMES = {
     "SyncCheckpoint": "checkpointer",
     "CollectReport": "collecting",
     "SaveStats": "commits",
+    "Change": "diffing",
+    "ChangedNumbers": "diffing",
+    "ChangedPath": "diffing",
+    "ChangedTensor": "diffing",
+    "SnapshotDiff": "diffing",
     "Entry": "manifests",
     "EntryType": "manifests",
     "Owner": "manifests",
@@ -109,6 +122,7 @@ _HOMES = {
     "Snapshot": "snapshots",
     "Store": "store",
     "StoreInfo": "store",
+    "TensorInfo": "tensorfiles",
     "AffectedPath": "verifying",
     "Problem": "verifying",
     "VerifyReport": "verifying",

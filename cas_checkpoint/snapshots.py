@@ -6,15 +6,20 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
-from typing import BinaryIO, Union, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import Commit, SaveStats
-from cas_checkpoint.errors import DamagedObject, EntryNotFound, InvalidArgument, InvalidArgumentType
+from cas_checkpoint.diffing import SnapshotDiff
+from cas_checkpoint.errors import DamagedObject, DamagedStore, EntryNotFound, InvalidArgument, InvalidArgumentType
 from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.manifests import Entry, EntryType
 from cas_checkpoint.monitor import Notice
 from cas_checkpoint.reading import SnapshotReader
+from cas_checkpoint.tensorfiles import TensorFile, TensorInfo, TensorSource, not_a_container, read_from
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["PathArgument", "Snapshot", "entry_path"]
 
@@ -42,6 +47,10 @@ class Snapshot:
         self._backend, self._record = backend, record
         self.warnings = warnings
         """What was left out or not done in full, if this very object came from `Store.save`."""
+        self._opened: tuple[bytes, TensorSource] | None = None  # the container of tensors that was last looked at
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_opened": None}
 
     def __repr__(self) -> str:
         step = "" if self.step is None else f" step={self.step}"
@@ -128,6 +137,79 @@ class Snapshot:
         """Return the whole content of a file; errors as for `open`."""
         with self.open(path) as file:
             return file.read()
+
+    def diff(self, other: Snapshot, *, tensors: bool = False) -> SnapshotDiff:
+        """Return what became of this snapshot in another one; the result is an iterable that reads as it goes.
+
+        Args:
+            other: the other snapshot, of any store: the later one, if what it has more is to be called added.
+            tensors: tell for each file that changed, and is a container of tensors in both, what became of each tensor.
+        """
+        if not isinstance(other, Snapshot):
+            raise InvalidArgumentType(f"only a snapshot can be compared with, not {other!r}")
+        return SnapshotDiff(self.reader, other.reader, tensors=tensors)
+
+    # --- tensors ---
+
+    def tensors(self, path: PathArgument) -> tuple[TensorInfo, ...]:
+        """Return the tensors of one file, in the order in which they are stored; their values are not read.
+
+        Args:
+            path: a file in the format of safetensors, `torch.save`, numpy (`.npy`, `.npz`), GGUF or HDF5, whatever its
+                name. Nothing in it is unpickled.
+
+        Raises:
+            EntryNotFound: there is no file at that path, or it is no container of tensors.
+            DamagedStore: something that it needs is damaged or missing.
+        """
+        return self._tensor_source(entry_path(path)).tensors()
+
+    def read_tensor(
+        self,
+        path: PathArgument,
+        name: str,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Return a tensor of one file, or a slice of it along its first axis; only the chunks that hold it are read.
+
+        Types that numpy does not have, bfloat16 and those of eight bits, come as arrays of the types that ml_dtypes has
+        for them if it can be imported, else as their bits: arrays of uint16 and uint8. `TensorInfo.dtype` always names
+        the type.
+
+        Args:
+            path: a file as for `tensors`.
+            name: the name of one of its tensors.
+            start: the first index along the first axis, at least 0; by default 0.
+            stop: the index after the last one, at most the length of the axis, which is the default.
+            out: an array to fill and return: C-contiguous, writable, of the type and shape of what is read; a type that
+                numpy does not have may also be the unsigned integer of its width.
+
+        Raises:
+            EntryNotFound: as for `tensors`, or there is no tensor of that name.
+            InvalidArgument: the slice is none of the tensor, or `out` does not fit.
+            DamagedStore: something that it needs is damaged or missing.
+        """
+        wanted = entry_path(path)
+        source = self._tensor_source(wanted)
+        try:
+            return read_from(source, os.fsdecode(wanted), name, start=start, stop=stop, out=out)
+        except DamagedStore:
+            self._opened = None  # it would not notice that the store was repaired
+            raise
+
+    def _tensor_source(self, path: bytes) -> TensorSource:
+        opened = self._opened
+        if opened is not None and opened[0] == path:
+            return opened[1]
+        reader = self.reader()
+        source = TensorFile.open(reader, _find_file(reader, path))
+        if source is None:
+            raise not_a_container(os.fsdecode(path))
+        self._opened = path, source
+        return source
 
 
 def _find_file(reader: SnapshotReader, path: bytes, *, follow: bool = True) -> Entry:

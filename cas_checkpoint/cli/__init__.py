@@ -9,6 +9,7 @@ import click
 from cas_checkpoint._version import __version__
 from cas_checkpoint.cli.cat import cat_command
 from cas_checkpoint.cli.collect import collect_command
+from cas_checkpoint.cli.diff import diff_command
 from cas_checkpoint.cli.forget import forget_command
 from cas_checkpoint.cli.info import info_command
 from cas_checkpoint.cli.interrupts import handle_interrupts
@@ -18,6 +19,7 @@ from cas_checkpoint.cli.repair import repair_command
 from cas_checkpoint.cli.restore import restore_command
 from cas_checkpoint.cli.save import save_command
 from cas_checkpoint.cli.show import show_command
+from cas_checkpoint.cli.tensors import tensors_command
 from cas_checkpoint.cli.verbs import EXIT_CODES
 from cas_checkpoint.cli.verify import verify_command
 
@@ -29,6 +31,8 @@ _ORDER = [
     list_command,
     show_command,
     cat_command,
+    tensors_command,
+    diff_command,
     forget_command,
     collect_command,
     verify_command,

@@ -15,17 +15,30 @@ from cas_checkpoint.cli.text import clean, nanoseconds_text, path_text, time_tex
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cas_checkpoint import CollectReport, Entry, Notice, RestoreResult, Snapshot, StoreInfo, VerifyReport
+    from cas_checkpoint import (
+        ChangedPath,
+        ChangedTensor,
+        CollectReport,
+        Entry,
+        Notice,
+        RestoreResult,
+        Snapshot,
+        StoreInfo,
+        TensorInfo,
+        VerifyReport,
+    )
 
 __all__ = [
     "Document",
     "collect_document",
+    "difference_document",
     "entry_document",
     "info_document",
     "notices_document",
     "path_fields",
     "restore_document",
     "snapshot_document",
+    "tensor_document",
     "verify_document",
 ]
 
@@ -136,3 +149,32 @@ def info_document(info: StoreInfo) -> Document:
         "series": {clean(name): count for name, count in info.series.items()},
         "objects": {kind: {"count": count, "size": size} for kind, (count, size) in info.objects.items()},
     }
+
+
+def tensor_document(tensor: TensorInfo) -> Document:
+    """Return a tensor of a file."""
+    return {"name": clean(tensor.name), "dtype": tensor.dtype, "shape": list(tensor.shape), "size": tensor.size}
+
+
+def difference_document(item: ChangedPath) -> Document:
+    """Return a path at which two snapshots differ."""
+    document = path_fields("path", item.path) | {"change": item.change.value}
+    if item.what:
+        document["what"] = list(item.what)
+    for name, entry in (("before", item.before), ("after", item.after)):
+        if entry is not None:
+            document[name] = entry_document(entry)
+    if item.tensors is not None:
+        document["tensors"] = [_changed_tensor(tensor) for tensor in item.tensors]
+    return document
+
+
+def _changed_tensor(tensor: ChangedTensor) -> Document:
+    document: Document = {"name": clean(tensor.name), "change": tensor.change.value}
+    for name, info in (("before", tensor.before), ("after", tensor.after)):
+        if info is not None:
+            document[name] = tensor_document(info)
+    if tensor.numbers is not None:
+        counts = tensor.numbers._asdict() | {"share": tensor.numbers.share}
+        document |= {name: _number(value) if isinstance(value, float) else value for name, value in counts.items()}
+    return document

@@ -7,10 +7,20 @@ terminal's cursor, change its title or reverse the order of what it shows.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 
-__all__ = ["clean", "counted", "metrics_text", "nanoseconds_text", "path_text", "printable", "size_text", "time_text"]
+__all__ = [
+    "clean",
+    "counted",
+    "metrics_text",
+    "nanoseconds_text",
+    "path_text",
+    "printable",
+    "shape_text",
+    "size_text",
+    "time_text",
+]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SECOND = 10**9
@@ -57,6 +67,11 @@ def size_text(size: int) -> str:
     while number >= _UNIT and unit < len(_UNITS) - 1:
         number, unit = number / _UNIT, unit + 1
     return f"{number:.1f} {_UNITS[unit]}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return the lengths of a tensor's axes; nothing between the brackets for a scalar."""
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def time_text(moment: datetime) -> str:

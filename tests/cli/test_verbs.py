@@ -18,6 +18,8 @@ EXISTING = {
     "list": [],
     "show": ["latest"],
     "cat": ["latest", "a"],
+    "tensors": ["latest", "a"],
+    "diff": ["latest", "latest"],
     "forget": ["latest"],
     "collect": [],
     "verify": [],

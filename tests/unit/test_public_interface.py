@@ -24,6 +24,8 @@ def test_what_is_exported():
         "Entry", "EntryType", "Owner",
         "VerifyReport", "Problem", "AffectedPath", "CollectReport", "RepairReport",
         "Monitor", "Notice",
+        "TensorInfo",
+        "SnapshotDiff", "Change", "ChangedPath", "ChangedTensor", "ChangedNumbers",
         "__version__",
         *cas_checkpoint.errors.__all__,
     }  # fmt: skip
