@@ -6,13 +6,32 @@ The only importer of `zstandard`.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from enum import IntEnum
+from typing import TYPE_CHECKING, Final
 
 import zstandard
 
+from cas_checkpoint.elements import Elements
 from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 from cas_checkpoint.ids import Buffer
+from cas_checkpoint.lazynumpy import np
+from cas_checkpoint.planes import (
+    as_elements,
+    differences,
+    exponents,
+    join,
+    packed,
+    rotated,
+    rotated_back,
+    split,
+    sums,
+    unpacked,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "BLOB_OVERHEAD",
@@ -35,49 +54,225 @@ _SAMPLED_SIZE = 64 * 2**10  # smaller chunks are just tried
 _SAMPLE_SIZE = 4 * 2**10
 _WORTHWHILE = 256  # a compressed blob must save at least 1/256 of the chunk, or decoding it is wasted work
 
+_SHAPE_WIDTH, _SHAPE_FLOAT, _SHAPE_ORDERED = 0b11, 0b100, 0b1000
+_PART: Final = struct.Struct("<BI")  # coding and size of a part of a payload
+_COUNT: Final = struct.Struct("<I")
+_WINDOW_LOG = 17  # of frames without matches
+_STATISTICS_SIZE = 16 * 2**10  # of a plane, looked at to choose its coding
+_INCOMPRESSIBLE = 7.9  # bits a byte
+_MATCHED = 0.995  # of a plane; if one value is more frequent, matches are looked for
+_PACKED_IN_TWO, _PACKED_IN_FOUR = (
+    0.75,
+    0.55,
+)  # of a plane; if zeros are more frequent, a code for single bytes is too long
+_UNSURE = 1.05  # a sample may be wrong by that much
+_STRUCTURED = 0.6  # of a sample, when compressed; if less is left, matches do more than planes could
+_PLANES_GAIN = 0.95
+
 
 class Codec(IntEnum):
     """The first byte of a blob."""
 
     RAW = 0
     ZSTD = 1
+    PLANES = 2
+    DELTA = 3
+
+
+class _Coding(IntEnum):
+    """How one part of a payload is coded."""
+
+    RAW = 0
+    ZSTD = 1
+    TWO_BITS = 2
+    FOUR_BITS = 3
+
+
+_BITS: Final = {_Coding.TWO_BITS: 2, _Coding.FOUR_BITS: 4}
 
 
 class Encoder:
     """Turns chunks into blobs."""
 
-    def __init__(self, *, level: int = DEFAULT_LEVEL) -> None:
+    def __init__(self, *, level: int = DEFAULT_LEVEL, planes: bool = True) -> None:
         """Make an encoder.
 
         Args:
             level: the zstd level, as `zstd` counts them (-100 to 22).
+            planes: whether planes may be used where nothing is known of a chunk.
         """
         self._zstd = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
+        self._planes = planes
+        self._statistical: zstandard.ZstdCompressor | None = None
 
-    def encode(self, chunk: Buffer) -> tuple[Codec, Buffer]:
-        """Return the codec and the payload for `chunk`; a raw payload is `chunk` itself, not a copy."""
+    def encode(self, chunk: Buffer, elements: Elements | None = None) -> tuple[Codec, Buffer]:
+        """Return the codec and the payload for `chunk`; a raw payload is `chunk` itself, not a copy.
+
+        Args:
+            chunk: plain bytes.
+            elements: what they consist of; None if that is not known.
+        """
         size = len(chunk)
-        if size and not self._seems_random(chunk, size):
-            payload = self._zstd.compress(chunk)
-            if len(payload) < size - size // _WORTHWHILE:
-                return Codec.ZSTD, payload
+        codec, payload = Codec.RAW, chunk
+        if elements is not None and size >= elements.width:
+            codec, payload = Codec.PLANES, self._as_planes(chunk, elements)
+        elif size and (samples := self._samples(chunk, size)) is not None:
+            width = self._width(samples)
+            if width:
+                codec, payload = Codec.PLANES, self._as_planes(chunk, Elements(width, is_float=False))
+            else:
+                codec, payload = Codec.ZSTD, self._zstd.compress(chunk)
+        if len(payload) < size - size // _WORTHWHILE:
+            return codec, payload
         return Codec.RAW, chunk
 
-    def _seems_random(self, chunk: Buffer, size: int) -> bool:
-        """Tell whether none of a large chunk's samples can be compressed, so that it need not be tried with the rest.
+    def _samples(self, chunk: Buffer, size: int) -> list[tuple[memoryview, int]] | None:
+        """Return samples of a large chunk, and how many bytes are left when they are compressed.
 
-        What a sample cannot show is a repetition of random data further apart than the sample is long.
+        Returns:
+            None if none of them can be compressed, so that the rest need not be tried; what a sample cannot show is a
+            repetition of random data further apart than the sample is long. No samples of a small chunk.
         """
         if size < _SAMPLED_SIZE:
-            return False
+            return []
         view = memoryview(chunk)
-        samples = (view[at : at + _SAMPLE_SIZE] for at in (0, size // 2, size - _SAMPLE_SIZE))
-        return all(len(self._zstd.compress(sample)) >= _SAMPLE_SIZE for sample in samples)
+        places = (0, size // 2 & ~7, (size - _SAMPLE_SIZE) & ~7)
+        samples = [view[at : at + _SAMPLE_SIZE] for at in places]
+        found = [(sample, len(self._zstd.compress(sample))) for sample in samples]
+        return None if all(left >= _SAMPLE_SIZE for _, left in found) else found
+
+    def _width(self, samples: list[tuple[memoryview, int]]) -> int:
+        """Return the width of the elements that a chunk seems to consist of, 0 if planes would not help it."""
+        left = sum(size for _, size in samples)
+        if not self._planes or left < _STRUCTURED * _SAMPLE_SIZE * len(samples) or not left:
+            return 0
+        data = b"".join(sample for sample, _ in samples)
+        bound = _PLANES_GAIN * min(left, _entropy(np.frombuffer(data, np.uint8)) * len(data) / 8)
+        sizes = {width: _planes_size(split(as_elements(memoryview(data), width))) for width in (2, 4, 8)}
+        best = min(sizes, key=lambda width: (sizes[width], width))
+        return best if sizes[best] < bound else 0
+
+    def estimate(self, chunk: Buffer, elements: Elements) -> int:
+        """Return about how many bytes the planes of a chunk would take, told from a sample."""
+        sample = _middle(memoryview(chunk), elements.width)
+        values = as_elements(sample, elements.width)
+        size = _planes_size(split(rotated(values) if elements.is_float else values))
+        return int(size * len(chunk) / max(1, len(sample)))
+
+    def _as_planes(self, chunk: Buffer, elements: Elements) -> bytes:
+        width, is_float = elements
+        view = memoryview(chunk)
+        values = as_elements(view, width)
+        shape = width.bit_length() - 1 | (_SHAPE_FLOAT if is_float else 0)
+        return self._payload(shape, split(rotated(values) if is_float else values), view)
+
+    def encode_delta(
+        self, chunk: Buffer, base: Buffer, elements: Elements, *, ordered: bool, limit: int
+    ) -> bytes | None:
+        """Return the payload of `chunk` as a delta, None if it would not be smaller than `limit` bytes.
+
+        Args:
+            chunk: plain bytes.
+            base: those of another chunk of the same size.
+            elements: what both consist of.
+            ordered: whether to spend more time for fewer bytes.
+            limit: see above.
+        """
+        width, is_float = elements
+        view, size = memoryview(chunk), len(chunk)
+        if len(base) != size:
+            return None
+        sample = (as_elements(_middle(memoryview(data), width), width) for data in (chunk, base))
+        sampled = split(differences(*sample, is_float=is_float))
+        if _planes_size(sampled) * size > _UNSURE * limit * len(sampled[0]) * width:
+            return None
+        lower = as_elements(memoryview(base), width)
+        found = differences(as_elements(view, width), lower, is_float=is_float)
+        if ordered:
+            found = found[np.argsort(exponents(lower, is_float=is_float), kind="stable")]
+        flags = (_SHAPE_FLOAT if is_float else 0) | (_SHAPE_ORDERED if ordered else 0)
+        payload = self._payload(width.bit_length() - 1 | flags, split(found), view)
+        return payload if len(payload) < limit else None
+
+    def _payload(self, shape: int, planes: list[NDArray[np.uint8]], view: memoryview) -> bytes:
+        parts: list[Buffer] = [bytes((shape,))]
+        for plane in planes:
+            coding, data = self._plane(plane)
+            parts += [_PART.pack(coding, len(data)), data]
+        parts.append(view[len(planes[0]) * len(planes) :])
+        return b"".join(parts)
+
+    def _plane(self, plane: NDArray[np.uint8]) -> tuple[_Coding, Buffer]:
+        """Code a plane by what suits it, told from a sample of it."""
+        counts = _counts(plane[:: max(1, len(plane) // _STATISTICS_SIZE)])
+        total = counts.sum() or 1
+        if counts.max() > _MATCHED * total:
+            return self._tried(plane, self._zstd)
+        zeros = counts[0] / total
+        if zeros > _PACKED_IN_FOUR:
+            coding = _Coding.TWO_BITS if zeros > _PACKED_IN_TWO else _Coding.FOUR_BITS
+            return coding, self._packed(plane, _BITS[coding])
+        if _bits(counts) > _INCOMPRESSIBLE:
+            return _Coding.RAW, plane.data
+        return self._tried(plane, self._without_matches())
+
+    def _packed(self, plane: NDArray[np.uint8], bits: int) -> bytes:
+        values, large = packed(plane, bits)
+        coded = self._tried(values, self._without_matches()), self._tried(large, self._without_matches())
+        (first, small), (second, rest) = coded
+        return b"".join((_COUNT.pack(len(large)), _PART.pack(first, len(small)), small, bytes((second,)), rest))
+
+    def _tried(self, plane: NDArray[np.uint8], compressor: zstandard.ZstdCompressor) -> tuple[_Coding, Buffer]:
+        data = compressor.compress(plane.data) if len(plane) else b""
+        return (_Coding.ZSTD, data) if 0 < len(data) < len(plane) else (_Coding.RAW, plane.data)
+
+    def _without_matches(self) -> zstandard.ZstdCompressor:
+        """Return what codes bytes by their frequencies alone, as far as zstd can be brought to that."""
+        if self._statistical is None:
+            parameters = zstandard.ZstdCompressionParameters(
+                strategy=zstandard.STRATEGY_FAST,
+                hash_log=6,
+                min_match=7,
+                window_log=_WINDOW_LOG,
+                target_length=0,
+                write_content_size=True,
+                write_checksum=False,
+            )
+            self._statistical = zstandard.ZstdCompressor(compression_params=parameters)
+        return self._statistical
 
     def blob(self, chunk: Buffer) -> bytes:
         """Return the whole blob for `chunk`."""
         codec, payload = self.encode(chunk)
         return bytes((codec,)) + payload
+
+
+def _middle(view: memoryview, width: int) -> memoryview:
+    """Return a sample from the middle of a chunk, which begins with an element."""
+    start = max(0, len(view) - _STATISTICS_SIZE) // 2 // width * width
+    return view[start : start + _STATISTICS_SIZE]
+
+
+def _counts(plane: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.bincount(plane, minlength=256)
+
+
+def _bits(counts: NDArray[np.int64]) -> float:
+    """Return the entropy of bytes that were counted, in bits a byte."""
+    total = int(counts.sum())
+    if not total:
+        return 0.0
+    seen = counts[counts > 0]
+    return float(np.log2(total) - (seen * np.log2(seen)).sum() / total)
+
+
+def _entropy(plane: NDArray[np.uint8]) -> float:
+    return _bits(_counts(plane))
+
+
+def _planes_size(planes: list[NDArray[np.uint8]]) -> float:
+    """Return about how many bytes planes take."""
+    return sum(_entropy(plane) * len(plane) / 8 for plane in planes)
 
 
 class Decoder:
@@ -87,8 +282,13 @@ class Decoder:
         """Make a decoder."""
         self._zstd = zstandard.ZstdDecompressor()
 
-    def decode(self, blob: Buffer, plain_size: int) -> Buffer:
+    def decode(self, blob: Buffer, plain_size: int, base: Buffer | None = None) -> Buffer:
         """Return the `plain_size` bytes that `blob` was made of (for a raw blob a view of it, not a copy).
+
+        Args:
+            blob: codec and payload.
+            plain_size: bytes of the chunk.
+            base: the plain bytes of the chunk that it is a delta of, if it is one.
 
         Raises:
             DamagedObject: the blob is not what a writer makes of a chunk of that size.
@@ -106,6 +306,10 @@ class Decoder:
             return payload
         if codec == Codec.ZSTD:
             return self._unzstd(payload, plain_size)
+        if codec == Codec.PLANES:
+            return self._planes(payload, plain_size)
+        if codec == Codec.DELTA:
+            return self._delta(payload, plain_size, base)
         raise UnsupportedStore(f"a chunk is stored with codec {codec}, which this version does not know; update it")
 
     def _unzstd(self, payload: memoryview, plain_size: int) -> bytes:
@@ -116,6 +320,79 @@ class Decoder:
             return self._zstd.decompress(payload, allow_extra_data=False)  # and exactly as much as was declared
         except zstandard.ZstdError as error:
             raise DamagedObject(f"a zstd frame that cannot be decoded ({error})") from error
+
+    def _planes(self, payload: memoryview, plain_size: int) -> Buffer:
+        shape, planes, rest = self._parts(payload, plain_size, _SHAPE_FLOAT)
+        values = join(planes)
+        return _bytes(rotated_back(values) if shape & _SHAPE_FLOAT else values, rest)
+
+    def _delta(self, payload: memoryview, plain_size: int, base: Buffer | None) -> Buffer:
+        if base is None or len(base) != plain_size:
+            raise DamagedObject(f"a delta of {plain_size} bytes without a base of that size")
+        shape, planes, rest = self._parts(payload, plain_size, _SHAPE_FLOAT | _SHAPE_ORDERED)
+        is_float = bool(shape & _SHAPE_FLOAT)
+        found, lower = join(planes), as_elements(memoryview(base), len(planes))
+        if shape & _SHAPE_ORDERED:
+            unordered = np.empty_like(found)
+            unordered[np.argsort(exponents(lower, is_float=is_float), kind="stable")] = found
+            found = unordered
+        return _bytes(sums(found, lower, is_float=is_float), rest)
+
+    def _parts(
+        self, payload: memoryview, plain_size: int, flags: int
+    ) -> tuple[int, list[NDArray[np.uint8]], memoryview]:
+        """Return the shape of a payload, which has no other flags than these, its planes, and the bytes left over."""
+        if not payload or payload[0] & ~(_SHAPE_WIDTH | flags):
+            raise DamagedObject("planes of an unknown shape")
+        shape, payload = payload[0], payload[1:]
+        width = 1 << (shape & _SHAPE_WIDTH)
+        planes = []
+        for _ in range(width):
+            coding, data, payload = _part(payload)
+            planes.append(self._plane(coding, data, plain_size // width))
+        if len(payload) != plain_size % width:
+            raise DamagedObject(f"{len(payload)} bytes after the planes of a chunk of {plain_size}")
+        return shape, planes, payload
+
+    def _plane(self, coding: int, data: memoryview, count: int) -> NDArray[np.uint8]:
+        """Return a plane of `count` bytes."""
+        bits = _BITS.get(coding)  # type: ignore[call-overload]
+        if bits is None:
+            return self._simple(coding, data, count)
+        if len(data) < _COUNT.size:
+            raise DamagedObject("a packed plane that is cut short")
+        (large_count,) = _COUNT.unpack_from(data)
+        coding, small, rest = _part(data[_COUNT.size :])
+        if large_count > count or not rest:
+            raise DamagedObject("a packed plane that is cut short, or has more large values than values")
+        plane = unpacked(self._simple(coding, small, -(-count * bits // 8)), bits, count)
+        is_large = plane == (1 << bits) - 1
+        if np.count_nonzero(is_large) != large_count:
+            raise DamagedObject("a packed plane with another number of large values than it says")
+        plane[is_large] = self._simple(rest[0], rest[1:], large_count)
+        return plane
+
+    def _simple(self, coding: int, data: memoryview, count: int) -> NDArray[np.uint8]:
+        if coding == _Coding.ZSTD:
+            return np.frombuffer(self._unzstd(data, count), np.uint8)
+        if coding != _Coding.RAW or len(data) != count:
+            raise DamagedObject(f"{len(data)} bytes in coding {coding} where {count} values belong")
+        return np.frombuffer(data, np.uint8)
+
+
+def _part(data: memoryview) -> tuple[int, memoryview, memoryview]:
+    """Return coding and bytes of the first part, and what follows it."""
+    if len(data) < _PART.size:
+        raise DamagedObject("planes that are cut short")
+    coding, size = _PART.unpack_from(data)
+    if size > len(data) - _PART.size:
+        raise DamagedObject("planes that are cut short")
+    return coding, data[_PART.size :][:size], data[_PART.size + size :]
+
+
+def _bytes(values: NDArray[np.unsignedinteger], rest: memoryview) -> Buffer:
+    """Return the bytes of elements, and those left over."""
+    return values.tobytes() + rest if rest else values.view(np.uint8).data
 
 
 def blob_check(codec: int, payload: Buffer) -> int:

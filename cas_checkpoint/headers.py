@@ -15,7 +15,7 @@ HEADER_KEY: Final = "cas-checkpoint"
 MAX_HEADER_SIZE = 2**16
 
 OPERATIONS = ("read", "write", "collect")
-FEATURES = ("moves",)
+FEATURES = ("moves", "tensors")
 """What every new store demands for all operations."""
 _DEMANDS = tuple((operation, FEATURES) for operation in OPERATIONS)
 KNOWN_FEATURES: dict[str, frozenset[str]] = {operation: frozenset(FEATURES) for operation in OPERATIONS}

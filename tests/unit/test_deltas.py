@@ -47,9 +47,14 @@ def moved(tensors, seed, size=1e-5):
 
 
 class Far(LocalBackend):
-    """A store that is as good as far away."""
+    """A store that is as good as far away, and counts the bytes that are read from packs."""
 
     near = False
+    read = 0
+
+    def read_into(self, key, offset, buffer):
+        self.read += len(buffer)
+        super().read_into(key, offset, buffer)
 
 
 @pytest.fixture(autouse=True)
@@ -181,11 +186,8 @@ def test_a_store_far_away_is_not_asked_for_bases(tmp_path):
     first = weights(1)
     second = moved(first, 2)
     save(store, container(first))
-    read = []
-    store._backend.read_into = lambda key, *_: read.append(key)
     two = save(store, container(second))
-    assert not [key for key in read if key.startswith("packs/")]
-    del store._backend.read_into
+    assert store._backend.read < MIB / 2  # lists, and the beginning of the file
     assert codecs(store)[Codec.DELTA] == 4
     assert restored(store, two, tmp_path) == container(second)
 
