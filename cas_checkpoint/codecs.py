@@ -21,12 +21,14 @@ from cas_checkpoint.planes import (
     as_elements,
     differences,
     exponents,
+    grouped,
     join,
     packed,
     rotated,
     rotated_back,
     split,
     sums,
+    ungrouped,
     unpacked,
 )
 
@@ -189,7 +191,7 @@ class Encoder:
         lower = as_elements(memoryview(base), width)
         found = differences(as_elements(view, width), lower, is_float=is_float)
         if ordered:
-            found = found[np.argsort(exponents(lower, is_float=is_float), kind="stable")]
+            found = grouped(found, exponents(lower, is_float=is_float))
         flags = (_SHAPE_FLOAT if is_float else 0) | (_SHAPE_ORDERED if ordered else 0)
         payload = self._payload(width.bit_length() - 1 | flags, split(found), view)
         return payload if len(payload) < limit else None
@@ -333,9 +335,7 @@ class Decoder:
         is_float = bool(shape & _SHAPE_FLOAT)
         found, lower = join(planes), as_elements(memoryview(base), len(planes))
         if shape & _SHAPE_ORDERED:
-            unordered = np.empty_like(found)
-            unordered[np.argsort(exponents(lower, is_float=is_float), kind="stable")] = found
-            found = unordered
+            found = ungrouped(found, exponents(lower, is_float=is_float))
         return _bytes(sums(found, lower, is_float=is_float), rest)
 
     def _parts(
