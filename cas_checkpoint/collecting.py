@@ -278,11 +278,12 @@ class _Collection:
         unknown: set[PackId] = set()
         seen: set[object] = set()
         for name, root in self._roots.needing(footer.pack for footer in footers).items():
-            if root.entries in seen:  # another snapshot of the very same
+            same = root.entries, np.sort(root.packs).tobytes()  # in other packs there may be deltas of other chunks
+            if same in seen:  # another snapshot of the very same
                 continue
             try:
                 needs.add(SnapshotReader(self._backend, root.commit))
-                seen.add(root.entries)
+                seen.add(same)
             except CasCheckpointError as error:
                 if self._is_there(manifest_key(name)):
                     unknown |= self._roots.closure(root)
@@ -340,8 +341,14 @@ class _Collection:
             return list(source.needed)
         index = ChunkIndex()
         index.add(footers)
-        found = index.locate(ids_array(source.footer.ids[source.needed].tobytes())).found
-        return [row for row, is_there in zip(source.needed, found.tolist(), strict=True) if not is_there]
+        found = index.locate(ids_array(source.footer.ids[source.needed].tobytes()), whole=True).found
+        bases = source.footer.base_ids()
+        deltas = {(bytes(footer.ids[row]), base) for footer in footers for row, base in footer.base_ids().items()}
+        return [
+            row
+            for row, is_whole in zip(source.needed, found.tolist(), strict=True)
+            if not is_whole and (bytes(source.footer.ids[row]), bases.get(row)) not in deltas
+        ]
 
     # --- deleting ---
 

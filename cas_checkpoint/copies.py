@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import pack_key
 from cas_checkpoint.errors import DamagedObject, ObjectNotFound
-from cas_checkpoint.fetching import ChunkRow, Failure, Fetcher, requests
+from cas_checkpoint.fetching import ChunkRow, Failure, Request, requests
 from cas_checkpoint.footers import all_index_footers, read_footer
 from cas_checkpoint.ids import Buffer, ChunkId, PackId
 from cas_checkpoint.index import ids_array
@@ -110,12 +110,18 @@ def indexed_everywhere(backend: Backend) -> Iterator[Footer]:
             continue
 
 
-def rows_of(footer: Footer, wanted: Collection[ChunkId]) -> list[tuple[int, ChunkId]]:
-    """Return which of the wanted chunks a pack holds, with their rows in its footer."""
+def rows_of(footer: Footer, wanted: Collection[ChunkId], *, whole: bool = False) -> list[tuple[int, ChunkId]]:
+    """Return which of the wanted chunks a pack holds (if `whole`, not as deltas), with their rows in its footer."""
     words = id_words(ids_array(b"".join(wanted)))[0]
-    rows = np.flatnonzero(np.isin(id_words(footer.ids)[0], words)).tolist()
+    is_wanted = np.isin(id_words(footer.ids)[0], words)
+    if whole:
+        is_wanted[footer.delta_rows] = False
+    rows = np.flatnonzero(is_wanted).tolist()
     found = ((row, ChunkId(bytes(footer.ids[row]))) for row in rows)
     return [(row, chunk) for row, chunk in found if chunk in wanted]
+
+
+_Fetch: TypeAlias = Callable[[Request, list[Failure]], Iterator[tuple[ChunkRow, Buffer]]]
 
 
 class Rescue:
@@ -126,9 +132,16 @@ class Rescue:
         gone: packs that were found to be gone, and whose moves were not followed yet.
     """
 
-    def __init__(self, fetcher: Fetcher, pack: PackId, failures: Iterable[Failure]) -> None:
-        """Take what could not be read from `pack`."""
-        self._fetcher = fetcher
+    def __init__(self, fetch: _Fetch, pack: PackId, failures: Iterable[Failure], *, whole: bool = False) -> None:
+        """Take what could not be read from `pack`.
+
+        Args:
+            fetch: fetches the chunks of a request, and notes what it could not.
+            pack: the pack.
+            failures: what could not be read from it.
+            whole: let no copies count that are deltas.
+        """
+        self._fetch, self._whole = fetch, whole
         self._tried = {pack}
         self.wanted: dict[ChunkId, list[Failure]] = {}
         self.gone: list[PackId] = []
@@ -141,13 +154,13 @@ class Rescue:
         """Yield those of the chunks that this pack holds and that are right; they are wanted no more."""
         if footer.pack in self._tried:
             return
-        rows = list(self._rows(footer))
+        rows = sorted(self._rows(footer), key=lambda row: row[1].offset)
         if not rows:
             return
         self._tried.add(footer.pack)
         failures: list[Failure] = []
         for request in requests(rows):
-            yield from self._fetcher.fetch(request, failures)
+            yield from self._fetch(request, failures)
         failed = {failure.row.number for failure in failures}
         for chunk in {row.chunk for _, row in rows}:
             self.wanted[chunk] = [failure for failure in self.wanted[chunk] if failure.row.number in failed]
@@ -157,16 +170,18 @@ class Rescue:
             self.gone.append(footer.pack)
 
     def _rows(self, footer: Footer) -> Iterator[tuple[PackId, ChunkRow]]:
-        """Yield the rows to fetch, by their offsets; each chunk as often as it was asked for."""
+        """Yield the rows to fetch; each chunk as often as it was asked for, and rather whole than as a delta."""
         seen: set[ChunkId] = set()
-        for row, chunk in rows_of(footer, self.wanted.keys()):
+        rows = rows_of(footer, self.wanted.keys(), whole=self._whole)
+        bases = footer.base_ids() if rows else {}
+        for row, chunk in sorted(rows, key=lambda found: found[0] in bases):
             size = int(footer.plain_sizes[row])
             if chunk in seen or size != self.wanted[chunk][0].row.plain_size:
                 continue
             seen.add(chunk)
             place = int(footer.offsets[row]), int(footer.stored_sizes[row]), size, int(footer.checks[row])
             for failure in self.wanted[chunk]:
-                yield footer.pack, ChunkRow(chunk, *place, failure.row.number)
+                yield footer.pack, ChunkRow(chunk, *place, failure.row.number, bases.get(row))
 
     def failures(self) -> Iterator[Failure]:
         """Yield what could not be read anywhere."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.buffers import anonymous_memory
@@ -12,27 +13,39 @@ from cas_checkpoint.commits import Commit, pack_key
 from cas_checkpoint.errors import DamagedObject, DamagedStore, ObjectNotFound, UnsupportedStore
 from cas_checkpoint.ids import Buffer, ChunkId, PackId, chunk_id
 
-__all__ = ["MAX_REQUEST", "ChunkRow", "Failure", "Fetcher", "Request", "again", "requests"]
+__all__ = ["MAX_DELTAS", "MAX_REQUEST", "Bases", "ChunkRow", "Failure", "Fetcher", "Request", "again", "requests"]
 
 MAX_GAP = 2**20
 """Blobs closer together than this many bytes are fetched in one request."""
 MAX_REQUEST = 16 * 2**20
 """No request is larger, unless for a single blob."""
+MAX_DELTAS = 8 * 2**20
+"""No request has deltas of more plain bytes, unless it is a single one: what they are deltas of is held meanwhile."""
+
+Bases: TypeAlias = Mapping[ChunkId, Buffer]
+"""The plain bytes of chunks that others are deltas of."""
 
 Fault = TypeVar("Fault", bound=DamagedStore | ObjectNotFound)
 
+_NO_BASES: Bases = MappingProxyType({})
 _NEAR_REQUEST = 2**20  # what is read at once where that is all the same: few enough bytes to stay in a CPU's cache
 
 
 class ChunkRow(NamedTuple):
-    """One chunk to fetch: where its blob lies, and what it must turn out to be. Sizes are bytes."""
+    """One chunk to fetch: where its blob lies, and what it must turn out to be. Sizes are bytes.
+
+    Attributes:
+        number: of the caller's list of chunks.
+        base: what the chunk is a delta of, if it is one.
+    """
 
     chunk: ChunkId
     offset: int
     stored_size: int
     plain_size: int
     check: int
-    number: int  # of the caller's list of chunks
+    number: int
+    base: ChunkId | None = None
 
 
 class Request(NamedTuple):
@@ -48,7 +61,7 @@ class Failure(NamedTuple):
     """A chunk that was not to be had where it should be: it is altered, or its pack is cut short or gone."""
 
     row: ChunkRow
-    error: DamagedObject | ObjectNotFound
+    error: DamagedStore | ObjectNotFound
 
 
 def again(error: Fault) -> Fault:
@@ -81,11 +94,13 @@ class Fetcher:
         self._own = PackId(record.key.transaction) if record.inline and record.inline.pack else None
         self._spare: list[_Workspace] = []
 
-    def fetch(self, request: Request, failures: list[Failure]) -> Iterator[tuple[ChunkRow, Buffer]]:
+    def fetch(
+        self, request: Request, failures: list[Failure], bases: Bases = _NO_BASES
+    ) -> Iterator[tuple[ChunkRow, Buffer]]:
         """Fetch the chunks of a request; yield each with its plain bytes, which are known to be right.
 
         The bytes are there until the next chunk is asked for, then their memory is used again. What is not to be had
-        is added to `failures`.
+        is added to `failures`. What the chunks are deltas of must be in `bases`.
         """
         try:
             workspace = self._spare.pop()
@@ -93,7 +108,7 @@ class Fetcher:
             workspace = _Workspace()
         try:
             for part in self._parts(request):
-                yield from self._fetch(part, workspace, failures)
+                yield from self._fetch(part, workspace, failures, bases)
         finally:
             self._spare.append(workspace)
 
@@ -104,7 +119,7 @@ class Fetcher:
         return requests(((request.pack, row) for row in request.rows), _NEAR_REQUEST)
 
     def _fetch(
-        self, request: Request, workspace: _Workspace, failures: list[Failure]
+        self, request: Request, workspace: _Workspace, failures: list[Failure], bases: Bases
     ) -> Iterator[tuple[ChunkRow, Buffer]]:
         try:
             data = self._read(request, workspace)
@@ -116,9 +131,9 @@ class Fetcher:
                 failures.append(Failure(request.rows[0], again(error)))
                 return
             for part in requests(((request.pack, row) for row in request.rows), 0):
-                yield from self._fetch(part, workspace, failures)
+                yield from self._fetch(part, workspace, failures, bases)
         else:
-            yield from self._decoded(request, data, workspace.decoder, failures)
+            yield from self._decoded(request, data, workspace.decoder, failures, bases)
 
     def _read(self, request: Request, workspace: _Workspace) -> memoryview:
         """Return the bytes of a request."""
@@ -130,7 +145,7 @@ class Fetcher:
         return memory
 
     def _decoded(
-        self, request: Request, data: memoryview, decoder: Decoder, failures: list[Failure]
+        self, request: Request, data: memoryview, decoder: Decoder, failures: list[Failure], bases: Bases
     ) -> Iterator[tuple[ChunkRow, Buffer]]:
         last: bytes = b""
         plain: Buffer = b""
@@ -140,7 +155,7 @@ class Fetcher:
                 last, fault = row.chunk, None
                 blob = data[row.offset - request.offset :][: row.stored_size]
                 try:
-                    plain = _plain(blob, row, decoder)
+                    plain = _plain(blob, row, decoder, None if row.base is None else bases.get(row.base))
                 except DamagedStore as error:
                     key = str(self._commit.key) if request.pack == self._own else pack_key(request.pack)
                     fault = DamagedObject(f"chunk {row.chunk.hex()}: {error}", key=key)
@@ -150,10 +165,10 @@ class Fetcher:
                 failures.append(Failure(row, fault))
 
 
-def _plain(blob: memoryview, row: ChunkRow, decoder: Decoder) -> Buffer:
+def _plain(blob: memoryview, row: ChunkRow, decoder: Decoder, base: Buffer | None) -> Buffer:
     """Return the plain bytes of a blob if they are those of the row."""
     try:
-        plain = decoder.decode(blob, row.plain_size)
+        plain = decoder.decode(blob, row.plain_size, base)
     except UnsupportedStore:
         if blob_check(blob[0], blob[1:]) == row.check:
             raise
@@ -165,13 +180,15 @@ def _plain(blob: memoryview, row: ChunkRow, decoder: Decoder) -> Buffer:
 
 def requests(rows: Iterable[tuple[PackId, ChunkRow]], limit: int = MAX_REQUEST) -> Iterator[Request]:
     """Merge rows, ordered by pack and offset, into requests of at most `limit` bytes, unless for a single blob."""
-    pack, start, end = PackId(b""), 0, 0
+    pack, start, end, deltas = PackId(b""), 0, 0, 0
     gathered: list[ChunkRow] = []
     for row_pack, row in rows:
         row_end = row.offset + row.stored_size
-        if gathered and (row_pack != pack or row.offset > end + MAX_GAP or row_end - start > limit):
+        deltas += row.plain_size if row.base is not None else 0
+        is_far = row_pack != pack or row.offset > end + MAX_GAP or row_end - start > limit
+        if gathered and (is_far or (row.base is not None and deltas > MAX_DELTAS)):
             yield Request(pack, start, end - start, gathered)
-            gathered = []
+            gathered, deltas = [], row.plain_size if row.base is not None else 0
         if not gathered:
             pack, start, end = row_pack, row.offset, row.offset
         gathered.append(row)

@@ -257,16 +257,35 @@ class ChunkIndex:
         Returns:
             Their numbers among those located, in increasing order, shape (m,); the ids of their bases, shape (m, 32).
         """
+        there = np.flatnonzero(found.found) if self._bases else np.empty(0, np.int64)
+        numbers, ids = self._bases_at(blob_places(found.packs[there], found.offsets[there]))
+        return there[numbers], ids
+
+    def _bases_at(self, places: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Tell at which of these places deltas lie, and of what."""
         numbers, ids = [np.empty(0, np.int64)], [np.empty((0, CHUNK_ID_SIZE), np.uint8)]
-        places = blob_places(found.packs, found.offsets) if self._bases else np.empty(0, np.uint64)
         for bases in self._bases:
             rows = np.minimum(np.searchsorted(bases.places, places), len(bases.places) - 1)
-            hits = np.flatnonzero(found.found & (bases.places[rows] == places))
+            hits = np.flatnonzero(bases.places[rows] == places)
             numbers.append(hits)
             ids.append(bases.ids[rows[hits]])
         every = np.concatenate(numbers)
         order = np.argsort(every)
         return every[order], np.concatenate(ids)[order]
+
+    def every_base(self, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the ids of all chunks that any pack holds one of these as a delta of, shape (m, 32).
+
+        The same id may come several times, and so do those for chunks whose ids begin with the same eight bytes.
+        """
+        words = np.unique(id_words(ids)[0])
+        places = [np.empty(0, np.uint64)]
+        for run in self._deltas:
+            starts, ends = (np.searchsorted(run.words[0], words, side) for side in ("left", "right"))
+            counts = ends - starts
+            rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
+            places.append(blob_places(run.columns[0, rows], run.columns[1, rows]))
+        return self._bases_at(np.concatenate(places))[1]
 
     def contains(self, ids: Sequence[bytes]) -> NDArray[np.bool_]:
         """Tell for each chunk id whether it is in here."""

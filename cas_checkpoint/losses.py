@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cas_checkpoint.errors import CasCheckpointError, DamagedStore
 from cas_checkpoint.ids import ChunkId
-from cas_checkpoint.index import ChunkIndex, ids_array
+from cas_checkpoint.index import ChunkIndex, Locations, ids_array
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import ChunkRef, Entry, EntryType
 from cas_checkpoint.reading import SnapshotReader
@@ -24,7 +24,8 @@ class Doubt(NamedTuple):
 
     Attributes:
         path: its path; empty for the list of entries itself.
-        chunks: those of its chunks that are not intact in any of the packs.
+        chunks: those of its chunks that are perhaps not to be had from any of the packs: because they are not intact
+            there, or because what they are deltas of is not.
         fault: what is wrong with it besides; if there is anything, no chunk can help.
     """
 
@@ -39,7 +40,7 @@ def doubts(reader: SnapshotReader, index: ChunkIndex, bad: frozenset[ChunkId]) -
     Args:
         reader: of the snapshot.
         index: of its packs; an inline snapshot is read instead.
-        bad: chunks that are in the index, but not intact.
+        bad: chunks of which a copy somewhere is not intact.
 
     Raises:
         DamagedStore: the list of entries cannot be read.
@@ -74,10 +75,12 @@ def _doubtful(reader: SnapshotReader, index: ChunkIndex, bad: frozenset[ChunkId]
     refs = [ref for _, group in files for ref in group]
     found = index.locate(ids_array(b"".join(ref.chunk for ref in refs)))
     fits = found.plain_sizes == np.fromiter((ref.size for ref in refs), np.uint32, len(refs))
-    if not bad and bool((found.found & fits).all()):
+    baseless = _baseless(index, found, bad)
+    if not bad and not baseless and bool((found.found & fits).all()):
         return
     rows = list(zip(refs, found.found.tolist(), fits.tolist(), strict=True))
     missing = {ref.chunk for ref, is_found, _ in rows if not is_found or ref.chunk in bad}
+    missing.update(refs[number].chunk for number in baseless)
     contradicted = {ref for ref, is_found, is_fitting in rows if is_found and not is_fitting}
     for path, group in files:
         wrong = next((ref for ref in group if ref in contradicted), None)
@@ -85,6 +88,14 @@ def _doubtful(reader: SnapshotReader, index: ChunkIndex, bad: frozenset[ChunkId]
             yield Doubt(path, frozenset(), f"the chunk {wrong.chunk.hex()} is listed with two sizes")
         elif wanted := missing.intersection([ref.chunk for ref in group]):
             yield Doubt(path, frozenset(wanted))
+
+
+def _baseless(index: ChunkIndex, found: Locations, bad: frozenset[ChunkId]) -> list[int]:
+    """Return the numbers of those of the located chunks that are deltas of others which are perhaps not to be had."""
+    numbers, bases = index.bases(found)
+    is_whole = index.locate(bases, whole=True).found.tolist()
+    pairs = zip(numbers.tolist(), bases, is_whole, strict=True)
+    return [number for number, base, is_there in pairs if not is_there or ChunkId(bytes(base)) in bad]
 
 
 def _unreadable(reader: SnapshotReader, files: _Files) -> Iterator[Doubt]:

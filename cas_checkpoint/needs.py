@@ -1,4 +1,4 @@
-"""Which chunks of given packs are needed: the chunks that entries consist of, held against the packs' footers."""
+"""Which chunks of given packs are needed: those that entries consist of, and those that these are deltas of."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ class ChunkNeeds:
         self._changes = np.zeros(len(every) + 1, np.int32)  # of the number of needs, along the sorted words
 
     def add(self, reader: SnapshotReader) -> None:
-        """Note all chunks that a snapshot needs; errors as for `SnapshotReader.entries`."""
+        """Note all chunks that a snapshot needs; errors as for `SnapshotReader.entries` and `SnapshotReader.bases`."""
         refs = _all_refs(reader)
         while batch := list(islice(refs, _REFS_AT_ONCE)):
-            words = np.unique(id_words(ids_array(b"".join(ref.chunk for ref in batch)))[0])
+            chunks = [ref.chunk for ref in batch]
+            ids = np.concatenate([ids_array(b"".join(chunks)), reader.bases(chunks)])
+            words = np.unique(id_words(ids)[0])
             starts = np.searchsorted(self._sorted, words, "left")
             ends = np.searchsorted(self._sorted, words, "right")
             found = ends > starts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import Commit, CommitKey, State, manifest_key, pack_key
@@ -41,6 +42,9 @@ from cas_checkpoint.merging import indexed_footers
 from cas_checkpoint.monitor import Notice
 from cas_checkpoint.packs import PACK_TAIL_SIZE, Footer, parse_footer, read_tail
 from cas_checkpoint.transactions import read_commit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["MAX_REQUEST", "ChunkRow", "Lost", "Request", "SnapshotReader"]
 
@@ -80,6 +84,7 @@ class SnapshotReader:
         self._faults: list[_Fault] = []  # packs that are not in the index for what is wrong with them
         self._moved: dict[str, Moved] = {}  # by the keys of packs that were gone after the index was read
         self._lost: set[ChunkId] = set()  # looked for in the whole store in vain
+        self._lost_bases: set[ChunkId] = set()  # likewise, stored whole
         self._noticed: set[str] = set()
         self.notice: Callable[[Notice], None] = _nobody
 
@@ -202,6 +207,20 @@ class SnapshotReader:
             raise DamagedObject(error.reason, key=str(self.key)) from error
         return footer
 
+    def bases(self, chunks: Sequence[ChunkId]) -> NDArray[np.uint8]:
+        """Return the ids of all chunks that any pack of the snapshot holds one of these as a delta of, shape (m, 32).
+
+        Ids of others may be among them.
+
+        Raises:
+            DamagedObject: a pack is there whose footer cannot be read, so that nobody knows.
+        """
+        index = self.index()
+        for _, error in self._faults:
+            if isinstance(error, DamagedObject):
+                raise again(error)
+        return index.every_base(ids_array(b"".join(chunks)))
+
     # --- chunks ---
 
     def plan(self, refs: Sequence[ChunkRef], *, lost: Lost | None = None) -> list[Request]:
@@ -220,13 +239,13 @@ class SnapshotReader:
         """
         if not refs:
             return []
-        found = self._locate(refs)
+        found = self._locate([ref.chunk for ref in refs])
         usable = found.found & (found.plain_sizes == np.fromiter((ref.size for ref in refs), np.uint32, len(refs)))
         for number in np.flatnonzero(~usable).tolist():
             is_found = bool(found.found[number])
             if lost is None:
-                raise self._unusable(refs[number], is_found=is_found)
-            lost(number, self._unusable(refs[number], is_found=is_found))
+                raise self._unusable(refs[number].chunk, is_found=is_found)
+            lost(number, self._unusable(refs[number].chunk, is_found=is_found))
         order = np.lexsort((found.offsets, found.packs))
         order = order[usable[order]]
         columns = zip(
@@ -234,30 +253,34 @@ class SnapshotReader:
             order.tolist(),
             strict=True,
         )
-        packs = self.index().packs
+        index = self.index()
+        packs, bases = index.packs, dict[int, ChunkId]()
+        for number, base in zip(*index.bases(found), strict=True):
+            bases[int(number)] = ChunkId(bytes(base))
         rows = (
-            (packs[pack], ChunkRow(refs[number].chunk, offset, stored, plain, check, number))
+            (packs[pack], ChunkRow(refs[number].chunk, offset, stored, plain, check, number, bases.get(number)))
             for pack, offset, stored, plain, check, number in columns
         )
         return list(requests(rows))
 
-    def _locate(self, refs: Sequence[ChunkRef]) -> Locations:
+    def _locate(self, chunks: Sequence[ChunkId], *, whole: bool = False) -> Locations:
         """Look chunks up; those that are in no pack of the snapshot, in the whole store."""
-        index, ids = self.index(), ids_array(b"".join(ref.chunk for ref in refs))
-        found = index.locate(ids)
+        index, ids = self.index(), ids_array(b"".join(chunks))
+        found = index.locate(ids, whole=whole)
         if not found.found.all():
-            self._search({refs[number].chunk for number in np.flatnonzero(~found.found).tolist()})
-            found = index.locate(ids)
+            self._search({chunks[number] for number in np.flatnonzero(~found.found).tolist()}, whole=whole)
+            found = index.locate(ids, whole=whole)
         return found
 
-    def _search(self, wanted: set[ChunkId]) -> None:
+    def _search(self, wanted: set[ChunkId], *, whole: bool) -> None:
         """Add other packs of the store that hold these chunks to the index, as far as there are any."""
         index = self.index()
-        wanted -= self._lost
+        lost = self._lost_bases if whole else self._lost
+        wanted -= lost
         if not wanted:
             return
         for footer in indexed_everywhere(self._backend):
-            rows = [] if footer.pack in index else rows_of(footer, wanted)
+            rows = [] if footer.pack in index else rows_of(footer, wanted, whole=whole)
             if rows and self._is_whole(footer):
                 with self._lock:
                     index.add([footer])
@@ -265,7 +288,7 @@ class SnapshotReader:
                 self._warn(*self._fault(), footer.pack)
                 if not wanted:
                     return
-        self._lost |= wanted
+        lost.update(wanted)
 
     def _is_whole(self, footer: Footer) -> bool:
         """Tell whether a pack that an index object lists is there, in its size."""
@@ -280,13 +303,13 @@ class SnapshotReader:
             return self._faults[0]
         return str(self.key), DamagedObject("needs chunks that are in none of the packs of its manifest")
 
-    def _unusable(self, ref: ChunkRef, *, is_found: bool) -> DamagedStore:
+    def _unusable(self, chunk: ChunkId, *, is_found: bool) -> DamagedStore:
         if is_found:
-            return DamagedObject(f"the chunk {ref.chunk.hex()} is listed with two sizes", key=str(self.key))
+            return DamagedObject(f"the chunk {chunk.hex()} is listed with two sizes", key=str(self.key))
         if self._faults:
             return again(self._faults[0][1])
         return MissingObject(
-            f"the chunk {ref.chunk.hex()} is in none of the packs of the snapshot {self.key.transaction.hex()}"
+            f"the chunk {chunk.hex()} is in none of the packs of the snapshot {self.key.transaction.hex()}"
         )
 
     def fetch(self, request: Request, *, lost: Lost | None = None) -> Iterator[tuple[ChunkRow, Buffer]]:
@@ -303,15 +326,57 @@ class SnapshotReader:
             MissingObject, SnapshotForgotten: the pack is gone, and there is no copy.
         """
         failures: list[Failure] = []
-        yield from self._fetcher.fetch(request, failures)
+        yield from self._fetch(request, failures)
         if not failures:
             return
-        rescue = Rescue(self._fetcher, request.pack, failures)
-        yield from self._rescued(rescue, request.pack)
+        rescue = Rescue(self._fetch, request.pack, failures)
+        yield from self._rescued(rescue, request.pack, self._lost)
         for failure in rescue.failures():
             if lost is None:
                 raise again(self._told(failure))
             lost(failure.row.number, self._told(failure))
+
+    def _fetch(self, request: Request, failures: list[Failure]) -> Iterator[tuple[ChunkRow, Buffer]]:
+        """Fetch the chunks of a request, and before them what they are deltas of."""
+        if all(row.base is None for row in request.rows):
+            yield from self._fetcher.fetch(request, failures)
+            return
+        bases, faults = self._bases(request.rows)
+        if faults:
+            failures += [Failure(row, _baseless(row, faults[row.base])) for row in request.rows if row.base in faults]
+        for part in requests((request.pack, row) for row in request.rows if row.base not in faults):
+            yield from self._fetcher.fetch(part, failures, bases)
+
+    def _bases(self, rows: Iterable[ChunkRow]) -> tuple[dict[ChunkId, bytes], dict[ChunkId | None, DamagedStore]]:
+        """Fetch what these rows are deltas of, and what is wrong with those that are nowhere to be had."""
+        wanted = {row.base: row.plain_size for row in rows if row.base is not None}
+        ids, bases, faults = list(wanted), dict[ChunkId, bytes](), dict[ChunkId | None, DamagedStore]()
+        for request in self._whole_requests(ids, list(wanted.values()), faults):
+            failures: list[Failure] = []
+            for row, plain in self._fetcher.fetch(request, failures):
+                bases[row.chunk] = bytes(plain)
+            if failures:
+                rescue = Rescue(self._fetcher.fetch, request.pack, failures, whole=True)
+                for row, plain in self._rescued(rescue, request.pack, self._lost_bases):
+                    bases[row.chunk] = bytes(plain)
+                faults.update((failure.row.chunk, self._told(failure)) for failure in rescue.failures())
+        return bases, faults
+
+    def _whole_requests(
+        self, chunks: Sequence[ChunkId], sizes: Sequence[int], faults: dict[ChunkId | None, DamagedStore]
+    ) -> list[Request]:
+        """Return the requests that fetch chunks of these sizes which are stored whole; others are added to `faults`."""
+        found = self._locate(chunks, whole=True)
+        packs = self.index().packs
+        rows: list[tuple[PackId, ChunkRow]] = []
+        columns = zip(*(column.tolist() for column in found), strict=True)
+        for number, (is_found, pack, offset, stored, plain, check) in enumerate(columns):
+            chunk = chunks[number]
+            if is_found and plain == sizes[number]:
+                rows.append((packs[pack], ChunkRow(chunk, offset, stored, plain, check, number)))
+            else:
+                faults[chunk] = self._unusable(chunk, is_found=is_found)
+        return list(requests(sorted(rows, key=lambda row: (row[0], row[1].offset))))
 
     def _told(self, failure: Failure) -> DamagedStore:
         """Return what to tell of a failure; raise `SnapshotForgotten` if that is why."""
@@ -321,10 +386,13 @@ class SnapshotReader:
         moved = self._moved.get(failure.error.key)
         return again(moved.faults[0][1]) if moved and moved.faults else missing
 
-    def _rescued(self, rescue: Rescue, pack: PackId) -> Iterator[tuple[ChunkRow, Buffer]]:
-        """Yield what can be had elsewhere of chunks that are not to be had from that pack."""
+    def _rescued(self, rescue: Rescue, pack: PackId, lost: set[ChunkId]) -> Iterator[tuple[ChunkRow, Buffer]]:
+        """Yield what can be had elsewhere of chunks that are not to be had from that pack.
+
+        What was looked for in the whole store in vain is in `lost`, or added to it.
+        """
         yield from self._through_moves(rescue)
-        if not rescue.wanted.keys() - self._lost:
+        if not rescue.wanted.keys() - lost:
             return
         error = self._told(next(rescue.failures()))
         for footer in chain(self._footers(self.manifest().packs, []), indexed_everywhere(self._backend)):
@@ -335,7 +403,7 @@ class SnapshotReader:
                 self._warn(pack_key(pack), error, footer.pack)
             if not rescue.wanted:
                 return
-        self._lost |= rescue.wanted.keys()
+        lost.update(rescue.wanted)
 
     def _through_moves(self, rescue: Rescue) -> Iterator[tuple[ChunkRow, Buffer]]:
         """Yield what can be had of packs that are gone from where they were moved."""
@@ -402,6 +470,15 @@ class SnapshotReader:
             reader.finish(manifest.entry_count)
         except DamagedObject as error:
             raise DamagedObject(error.reason, key=error.key or str(self.key)) from error
+
+
+def _baseless(row: ChunkRow, error: DamagedStore) -> DamagedStore:
+    """Return what is wrong with a delta, given what is wrong with its base."""
+    base = b"" if row.base is None else row.base
+    told = f"the chunk {row.chunk.hex()} is stored as a difference from the chunk {base.hex()}: "
+    if isinstance(error, DamagedObject):
+        return DamagedObject(told + error.reason, key=error.key)
+    return type(error)(told + str(error))
 
 
 def _nobody(_: Notice) -> None:

@@ -6,7 +6,7 @@ is recorded, a mark published, and only then the pack leaves. A repair may stop 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from cas_checkpoint.backends import Backend
@@ -291,13 +291,23 @@ class _Repair:
         found = self._found
         needed = found.needed()
         homes: dict[PackId, set[ChunkId]] = {}
-        for chunk in sorted(chunks):
-            holders = found.holders[chunk] - {pack}
-            if holders:
-                best = min(
-                    holders, key=lambda home: (home in found.damaged, home not in homes, home not in needed, home)
-                )
-                homes.setdefault(best, set()).add(chunk)
+        waiting = sorted(chunks, reverse=True)
+        while waiting:
+            chunk = waiting.pop()
+            holders = found.holders(chunk)
+            holders.pop(pack, None)
+            if not holders:
+                continue
+
+            def preference(home: PackId, bases: Mapping[PackId, ChunkId | None] = holders) -> tuple[object, ...]:
+                is_delta = bases[home] is not None
+                return home in found.damaged, is_delta, home not in homes, home not in needed, home
+
+            best = min(holders, key=preference)
+            homes.setdefault(best, set()).add(chunk)
+            base = holders[best]
+            if base is not None:  # where the snapshot would not find it perhaps
+                waiting.append(base)
         return homes
 
     def _copies(self, home: PackId, chunks: set[ChunkId]) -> frozenset[PackId]:
@@ -334,9 +344,13 @@ class _Repair:
         return targets
 
     def _all_copies(self, footer: Footer) -> frozenset[PackId]:
-        copied = self._copier.copy(footer, range(len(footer.ids)))
-        self._copied += len(footer.ids) - len(copied.damaged)
+        bad = {row for row in footer.delta_rows.tolist() if self._is_bad(footer, row)}  # a copier does not see that
+        copied = self._copier.copy(footer, [row for row in range(len(footer.ids)) if row not in bad])
+        self._copied += len(footer.ids) - len(bad) - len(copied.damaged)
         return copied.targets
+
+    def _is_bad(self, footer: Footer, row: int) -> bool:
+        return self._found.is_bad(footer.pack, ChunkId(bytes(footer.ids[row])))
 
     def _finish_copies(self) -> None:
         footers = self._copier.finish()

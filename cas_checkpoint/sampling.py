@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cas_checkpoint.backends import Backend
+from cas_checkpoint.bases import Fault, KnownBases
 from cas_checkpoint.codecs import Decoder
 from cas_checkpoint.copying import check_blob, read_blobs
 from cas_checkpoint.errors import CasCheckpointError, DamagedObject, ObjectNotFound, UnsupportedStore
+from cas_checkpoint.fetching import MAX_DELTAS
 from cas_checkpoint.ids import ChunkId, digest
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.packs import Footer
@@ -42,36 +44,63 @@ class Sample(NamedTuple):
         return np.flatnonzero(distances < np.uint64(int(self.share * 2**64)))
 
     def faults(
-        self, backend: Backend, footer: Footer, tell: Callable[[int], None]
-    ) -> list[tuple[ChunkId, CasCheckpointError]] | None:
+        self, backend: Backend, footer: Footer, bases: KnownBases, tell: Callable[[int], None]
+    ) -> list[Fault] | None:
         """Read these rows of a pack; return the chunks that are not right, None if the pack is gone.
+
+        A delta whose base is to be had nowhere is right if its bytes are those that were stored: perhaps nobody needs
+        it. Bases that are not right are told as well.
 
         Args:
             backend: the store's backend.
             footer: the pack's footer.
-            tell: told of bytes read.
+            bases: reads what chunks are deltas of.
+            tell: told of bytes read, but for those of bases.
         """
         rows = self.rows(footer).tolist()
+        deltas = footer.base_ids()
         decoder = Decoder()
-        faults: list[tuple[ChunkId, CasCheckpointError]] = []
+        faults: list[Fault] = []
         untold = 0
         checked: set[int] = set()
         try:
-            for row, blob in read_blobs(backend, footer, rows):
-                checked.add(row)
-                try:
-                    if isinstance(blob, DamagedObject):
-                        raise blob
-                    check_blob(decoder, footer, row, blob)
-                except (DamagedObject, UnsupportedStore) as error:
-                    faults.append((ChunkId(bytes(footer.ids[row])), error))
-                untold += int(footer.stored_sizes[row])
-                if untold >= _TELL_EVERY:
-                    tell(untold)
-                    untold = 0
+            for part in _parts(footer, rows, deltas):
+                plain, damaged = bases.read({deltas[row] for row in part if row in deltas})
+                faults += damaged
+                for row, blob in read_blobs(backend, footer, part):
+                    checked.add(row)
+                    base = plain.get(deltas[row]) if row in deltas else None
+                    try:
+                        if isinstance(blob, DamagedObject):
+                            raise blob
+                        check_blob(decoder, footer, row, blob, is_delta=row in deltas, base=base)
+                    except (DamagedObject, UnsupportedStore) as error:
+                        faults.append(Fault(footer.pack, ChunkId(bytes(footer.ids[row])), error))
+                    untold += int(footer.stored_sizes[row])
+                    if untold >= _TELL_EVERY:
+                        tell(untold)
+                        untold = 0
         except ObjectNotFound:
             return None
         except CasCheckpointError as error:
-            faults += [(ChunkId(bytes(footer.ids[row])), error) for row in rows if row not in checked]
+            left = (row for row in rows if row not in checked)
+            faults += [Fault(footer.pack, ChunkId(bytes(footer.ids[row])), error) for row in left]
         tell(untold)
         return faults
+
+
+def _parts(footer: Footer, rows: Sequence[int], deltas: Mapping[int, ChunkId]) -> Iterator[Sequence[int]]:
+    """Divide rows so that of each part the bases can be held."""
+    if not deltas:
+        yield rows
+        return
+    part: list[int] = []
+    size = 0
+    for row in rows:
+        added = int(footer.plain_sizes[row]) if row in deltas else 0
+        if part and size + added > MAX_DELTAS:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += added
+    yield part

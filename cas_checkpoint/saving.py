@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.basecache import BaseCache
-from cas_checkpoint.bases import Bases, base_finder
 from cas_checkpoint.buffers import ReadBuffers
 from cas_checkpoint.chunking import Cutter
 from cas_checkpoint.commits import (
@@ -60,6 +59,7 @@ from cas_checkpoint.manifests import (
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.overlays import overlay
 from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Coding, Packer
+from cas_checkpoint.parentbases import ParentBases, base_finder
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.sources import Source, SourceItem, SourceReader, Walker, is_rereadable
 from cas_checkpoint.streams import MetadataStream, Plan, Stream, StreamReader, buffer_size, store_content
@@ -255,7 +255,7 @@ class _Attempt:
         self._saver, self._backend, self._key = saver, saver.backend, key
         self._started, self._now_ns = started, now_ns
         self._packer: Packer | None = None
-        self._bases: Bases | None = None
+        self._bases: ParentBases | None = None
         self._knowledge: Knowledge | None = None
         self._packs: list[PackId] = []
         self._indexed = False
@@ -321,7 +321,7 @@ class _Attempt:
         options, header = self._saver.options, self._saver.header
         self._bases = None
         if header.knows_tensors and options.delta != "off" and self._comparison is not None and self._knowledge:
-            self._bases = Bases(self._comparison.reader, self._base_cache())
+            self._bases = ParentBases(self._comparison.reader, self._base_cache())
         return Coding(options.level, header.knows_tensors, self._bases, options.delta == "small")
 
     def _base_cache(self) -> BaseCache | None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from cas_checkpoint.backends import Backend
+from cas_checkpoint.bases import Fault, KnownBases
 from cas_checkpoint.checkedpacks import CheckedPacks
 from cas_checkpoint.commits import COMMITS_PREFIX, CommitKey, State, manifest_key, pack_key, parse_commit_key
 from cas_checkpoint.copies import rows_of
@@ -162,7 +163,6 @@ class Verification:
         damaged: packs that are there, and damaged.
         missing: packs that a manifest or a move names, and that are not there.
         moves: for each pack that was moved, where it went.
-        holders: for each chunk that is damaged or missing somewhere, the packs that hold it intact.
         told_files: commits under whose keys it was told that files are lost or strays.
         bad_moves: moves that are damaged.
         bad_marks: marks that are damaged, with their numbers, and whether it is what closes one.
@@ -202,6 +202,10 @@ class Verification:
         self._kept: set[PackId] = set()  # packs that these need
         self._bad: set[tuple[PackId, ChunkId]] = set()
         self._needing: dict[PackId, tuple[str, ...]] = {}
+        self._bases = KnownBases(backend, ())
+        self._copies: dict[
+            ChunkId, frozenset[tuple[PackId, ChunkId | None]]
+        ] = {}  # intact, and what they are deltas of
         self._closed_index: tuple[frozenset[PackId], ChunkIndex] = frozenset(), ChunkIndex()
         self.problems: list[Problem] = []
         self.lost: list[AffectedPath] = []
@@ -212,7 +216,6 @@ class Verification:
         self.damaged: set[PackId] = set()
         self.missing: set[PackId] = set()
         self.moves: dict[PackId, frozenset[PackId]] = {}
-        self.holders: dict[ChunkId, frozenset[PackId]] = {}
         self.told_files: set[str] = set()
         self.bad_moves: list[MoveKey] = []
         self.bad_marks: list[tuple[int, bool]] = []
@@ -525,30 +528,42 @@ class Verification:
         }
         sizes = (int(footer.stored_sizes[sample.rows(footer)].sum(dtype=np.uint64)) for footer in wanted.values())
         self._monitor.total(self._bytes_read + sum(sizes))
+        self._bases = KnownBases(self._backend, (self.copies | self.footers).values())
         gone = []
         for pack, faults in self._each(
-            lambda pack: sample.faults(self._backend, wanted[pack], self._tell_read), list(wanted)
+            lambda pack: sample.faults(self._backend, wanted[pack], self._bases, self._tell_read), list(wanted)
         ):
             if faults is None:
                 gone.append(pack)
                 continue
-            for chunk, error in faults:
-                self._bad.add((pack, chunk))
-                if isinstance(error, DamagedStore):
-                    self.damaged.add(pack)
-                if pack in self.footers:  # else the pack as a whole was told already
-                    self._problem(pack_key(pack), f"chunk {chunk.hex()}: {_reason(error)}", self.needing(pack))
+            for fault in faults:
+                self._note(fault)
             if self._checked is not None and not faults and pack not in self.damaged:
                 self._checked.add(pack, wanted[pack].pack_size)
         return gone
+
+    def _note(self, fault: Fault) -> None:
+        """Tell of a chunk that is not right, once; a base may be found so by several of its deltas."""
+        pack, chunk, error = fault
+        if (pack, chunk) in self._bad:
+            return
+        self._bad.add((pack, chunk))
+        if isinstance(error, DamagedStore):
+            self.damaged.add(pack)
+        if pack in self.footers:  # else the pack as a whole was told already
+            self._problem(pack_key(pack), f"chunk {chunk.hex()}: {_reason(error)}", self.needing(pack))
+
+    def is_bad(self, pack: PackId, chunk: ChunkId) -> bool:
+        """Tell whether a chunk was found not to be right in a pack."""
+        return (pack, chunk) in self._bad
 
     def is_intact(self, pack: PackId) -> bool:
         """Look at a pack once more, as a whole; if it is gone, it is not damaged."""
         footer, error = self._check_footer(pack)
         if footer is None or error is not None:
             return isinstance(error, ObjectNotFound)
-        faults = Sample(1.0, 0).faults(self._backend, footer, self._tell_read) or ()
-        return not any(isinstance(fault, DamagedStore) for _, fault in faults)
+        faults = Sample(1.0, 0).faults(self._backend, footer, self._bases, self._tell_read) or ()
+        return not any(fault.pack == pack and isinstance(fault.error, DamagedStore) for fault in faults)
 
     def _tell_read(self, size: int) -> None:
         with self._lock:
@@ -593,34 +608,62 @@ class Verification:
         return self.footers.get(pack) or self.copies.get(pack)
 
     def find_holders(self, chunks: Iterable[ChunkId]) -> None:
-        """Note for chunks which packs hold them intact."""
-        wanted = set(chunks) - self.holders.keys()
-        if not wanted:
-            return
-        found: dict[ChunkId, set[PackId]] = {chunk: set() for chunk in wanted}
-        for pack, footer in (self.copies | self.footers).items():
-            for _, chunk in rows_of(footer, wanted):
-                if (pack, chunk) not in self._bad:
-                    found[chunk].add(pack)
-        self.holders.update({chunk: frozenset(packs) for chunk, packs in found.items()})
+        """Find out for chunks which packs hold them intact."""
+        wanted = set(chunks) - self._copies.keys()
+        while wanted:
+            found: dict[ChunkId, set[tuple[PackId, ChunkId | None]]] = {chunk: set() for chunk in wanted}
+            for pack, footer in (self.copies | self.footers).items():
+                rows = rows_of(footer, wanted)
+                bases = footer.base_ids() if rows else {}
+                for row, chunk in rows:
+                    if (pack, chunk) not in self._bad:
+                        found[chunk].add((pack, bases.get(row)))
+            self._copies.update({chunk: frozenset(copies) for chunk, copies in found.items()})
+            needed = {base for copies in found.values() for _, base in copies if base is not None}
+            wanted = needed - self._copies.keys()
+
+    def holders(self, chunk: ChunkId, packs: Collection[PackId] | None = None) -> dict[PackId, ChunkId | None]:
+        """Return the packs from which a chunk can be had, and what each holds it as a delta of, if it does.
+
+        Args:
+            chunk: one of those that `find_holders` was told of.
+            packs: let only these count, and for what the chunk is a delta of as well; by default all do.
+        """
+        found: dict[PackId, ChunkId | None] = {}
+        for pack, base in self._copies[chunk]:
+            if (packs is None or pack in packs) and (base is None or self._is_whole(base, packs)):
+                found[pack] = None if base is None or found.get(pack, base) is None else base
+        return found
+
+    def _is_whole(self, chunk: ChunkId, packs: Collection[PackId] | None) -> bool:
+        """Tell whether one of the packs holds a chunk whole, and intact."""
+        return any(base is None and (packs is None or pack in packs) for pack, base in self._copies[chunk])
 
     def _judge(self, name: str, result: Sequence[Doubt], packs: frozenset[PackId]) -> None:
         """Tell which files are lost, and which are to be had only from packs that the snapshot does not name."""
         self.find_holders(chunk for doubt in result for chunk in doubt.chunks)
         for path, chunks, fault in result:
-            missing = frozenset(chunk for chunk in chunks if not self.holders[chunk] & packs)
-            lost = [chunk for chunk in missing if not self.holders[chunk]]
+            missing = frozenset(chunk for chunk in chunks if not self.holders(chunk, packs))
+            lost = [chunk for chunk in missing if not self.holders(chunk)]
             if fault:
                 self._tell_lost(name, path, fault)
             elif lost:
-                is_bad = any(chunk == lost[0] for _, chunk in self._bad)
-                reason = "is damaged" if is_bad else "is in none of the packs"
-                self._tell_lost(name, path, f"the chunk {lost[0].hex()} {reason}")
+                self._tell_lost(name, path, self._reason_of_loss(lost[0]))
             elif missing:
                 self.strays.append(Stray(name, path, missing))
                 self._tell_file(
                     name, path, "can be read only from packs that this snapshot does not name: run 'repair'"
                 )
+
+    def _reason_of_loss(self, chunk: ChunkId) -> str:
+        bases = sorted(base for _, base in self._copies[chunk] if base is not None)
+        if not bases:
+            return self._fate(chunk)
+        return f"the chunk {chunk.hex()} is stored as a difference from another, but {self._fate(bases[0])}"
+
+    def _fate(self, chunk: ChunkId) -> str:
+        is_bad = any(chunk == bad for _, bad in self._bad)
+        return f"the chunk {chunk.hex()} {'is damaged' if is_bad else 'is in none of the packs'}"
 
     def _tell_lost(self, name: str, path: str, reason: str) -> None:
         self.lost.append(AffectedPath(name, path))

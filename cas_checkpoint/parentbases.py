@@ -1,0 +1,85 @@
+"""What the chunks of a file may be stored as deltas of: the chunks of the same tensors in the parent snapshot.
+
+Whatever is wrong with these, a save goes on without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+
+from cas_checkpoint.basecache import BaseCache
+from cas_checkpoint.errors import CasCheckpointError
+from cas_checkpoint.filereader import SnapshotFile
+from cas_checkpoint.ids import Buffer, ChunkId
+from cas_checkpoint.manifests import ChunkRef, Entry
+from cas_checkpoint.reading import SnapshotReader
+from cas_checkpoint.tensorcuts import FindBase
+from cas_checkpoint.tensors import find_tensors
+
+__all__ = ["ParentBases", "base_finder"]
+
+
+class ParentBases:
+    """Gives the plain bytes of bases. Safe to use from several threads."""
+
+    def __init__(self, reader: Callable[[], SnapshotReader], cache: BaseCache | None) -> None:
+        """Begin with nothing.
+
+        Args:
+            reader: gives the reader of the parent snapshot.
+            cache: where to look for chunks in place of the store, if that is far away.
+        """
+        self._reader, self._cache = reader, cache
+
+    def get(self, chunk: ChunkId, size: int) -> Buffer | None:
+        """Return the bytes of a chunk, None if it costs too much to get them."""
+        if self._cache is not None:
+            return self._cache.get(chunk, size)
+        try:
+            reader = self._reader()
+            return next(reader.chunks([ChunkRef(chunk, size)])) if reader.near else None
+        except CasCheckpointError:
+            return None
+
+    def keep(self, chunk: ChunkId, plain: Buffer) -> None:
+        """Remember a chunk that may be a base for the next save."""
+        if self._cache is not None:
+            self._cache.put(chunk, plain)
+
+    def finish(self) -> None:
+        """Keep no more than there is room for."""
+        if self._cache is not None:
+            self._cache.trim()
+
+
+def base_finder(reader: SnapshotReader, entry: Entry) -> FindBase:
+    """Return what finds the chunks of a file of the parent by region and place."""
+    try:
+        offsets, chunks = _regions(reader, entry)
+    except CasCheckpointError:
+        return lambda *_: None
+
+    def find(name: str, place: int, size: int) -> ChunkId | None:
+        offset = offsets.get(name)
+        ref = None if offset is None else chunks.get(offset + place)
+        return ref.chunk if ref is not None and ref.size == size else None
+
+    return find
+
+
+def _regions(reader: SnapshotReader, entry: Entry) -> tuple[dict[str, int], dict[int, ChunkRef]]:
+    """Return where each region of a file begins, and its chunks by their offsets."""
+    file = SnapshotFile(reader, entry)
+
+    def read(offset: int, size: int) -> bytes:
+        file.seek(offset)
+        parts = iter(lambda: file.read(size + offset - file.tell()), b"")
+        return b"".join(part for part in parts if part)
+
+    layout = find_tensors(read, entry.size)
+    if layout is None or entry.content is None or entry.extents is not None:
+        return {}, {}
+    refs = list(reader.refs(entry.content))
+    offsets = accumulate((ref.size for ref in refs), initial=0)
+    return {region.name: region.offset for region in layout.regions}, dict(zip(offsets, refs, strict=False))
