@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from cas_checkpoint.tensors.found import Found, Unreadable, to_shape
 from cas_checkpoint.tensors.layout import Layout, ReadAt
 from cas_checkpoint.tensors.pickles import Made, Value, interpret
-from cas_checkpoint.tensors.torchfiles import add_tensors, is_save, to_lengths
+from cas_checkpoint.tensors.torchfiles import add_tensors, to_lengths
 from cas_checkpoint.tensors.zips import Archive, read_archive
 
 __all__ = ["Piece", "find_in_archives", "read_metadata"]
@@ -58,8 +58,7 @@ def find_in_archives(read: ReadAt, size: int, last: Archive) -> Layout | None:
         archives.append(read_archive(read, archives[-1].start))
     found = Found("dcp", size)
     for number, archive in enumerate(reversed(archives)):
-        if is_save(archive):
-            add_tensors(found, read, archive, root=f"#{number}")
+        add_tensors(found, read, archive, root=f"#{number}")
     return found.layout()
 
 

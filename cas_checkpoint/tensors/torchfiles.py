@@ -84,10 +84,10 @@ def _prefix(archive: Archive) -> str | None:
 
 
 def find_in_archive(read: ReadAt, size: int, archive: Archive) -> Layout | None:
-    """Return where the tensors of a file of `size` bytes lie; None if there are none, or they are big-endian.
+    """Return where the tensors of a file of `size` bytes lie; None if there are none.
 
     Raises:
-        Unreadable: it is no such file, or damaged.
+        Unreadable: it is damaged, or big-endian.
     """
     found = Found("torch", size)
     add_tensors(found, read, archive)
@@ -95,20 +95,20 @@ def find_in_archive(read: ReadAt, size: int, archive: Archive) -> Layout | None:
 
 
 def add_tensors(found: Found, read: ReadAt, archive: Archive, root: str = "") -> None:
-    """Add the tensors of an archive, and a region for each storage that they lie in.
+    """Add the tensors of an archive, and a region for each storage that they lie in; nothing if it is no save.
 
     Args:
         found: where they go.
         read: reads the file.
-        archive: an archive of `torch.save` in it.
+        archive: an archive in it.
         root: the name of what was saved; the names of the tensors in it begin with it.
 
     Raises:
-        Unreadable: it is no such archive, or damaged, or big-endian.
+        Unreadable: it is damaged, or big-endian.
     """
     prefix = _prefix(archive)
     if prefix is None:
-        raise Unreadable
+        return
     order = archive.members.get(f"{prefix}/byteorder")
     if order is not None and read_member(read, archive, order) != b"little":
         raise Unreadable

@@ -87,7 +87,9 @@ def archive(*members, compression=zipfile.ZIP_STORED):
 
 def test_an_archive_of_arrays(look):
     array = np.arange(6, dtype="<f4").reshape(2, 3)
-    data = archive(("a.npy", make(text())), ("note.txt", b"x"), ("bad.npy", b"x" * 50), ("b.npy", make(text("<f8", shape="3,"))))
+    data = archive(
+        ("a.npy", make(text())), ("note.txt", b"x"), ("bad.npy", b"x" * 50), ("b.npy", make(text("<f8", shape="3,")))
+    )
     layout = look(data)
     assert layout.container == "npz"
     assert [tensor.name for tensor in layout.tensors] == ["a"]

@@ -6,6 +6,7 @@ import pytest
 
 from cas_checkpoint.elements import ELEMENTS, Elements
 from cas_checkpoint.tensors import safetensors
+from cas_checkpoint.tensors.found import Unreadable
 from cas_checkpoint.tensors.layout import Region, Tensor
 
 
@@ -19,7 +20,9 @@ def entry(dtype="F32", shape=(2, 3), data_offsets=(0, 24)):
 
 
 def test_tensors_and_metadata(look):
-    data = make({"__metadata__": {"a": "b"}, "w": entry(), "e": entry("I8", [0], [24, 24]), "s": entry("F64", [], [24, 32])})
+    data = make(
+        {"__metadata__": {"a": "b"}, "w": entry(), "e": entry("I8", [0], [24, 24]), "s": entry("F64", [], [24, 32])}
+    )
     start = len(data) - 100
     assert look(data) == (
         "safetensors",
@@ -69,8 +72,8 @@ def test_other_headers_are_refused(look, entries):
 
 
 def test_a_list_is_no_header():
-    with pytest.raises(safetensors.Unreadable):
-        data = make(b"[1]")
+    data = make(b"[1]")
+    with pytest.raises(Unreadable):
         safetensors.find(lambda offset, size: data[offset : offset + size], len(data))
 
 

@@ -46,6 +46,10 @@ def test_members(comment):
     assert content(data, archive, "folder/b") == b"second"
 
 
+def test_an_archive_of_nothing():
+    assert opened(b"PK\5\6" + bytes(18)).members == {}
+
+
 def test_compressed_members_are_known_but_not_read():
     data = make(compression=zipfile.ZIP_DEFLATED)
     archive = opened(data)
@@ -68,10 +72,14 @@ def test_archives_one_after_another():
 def wide(size=100, stored_size=100, header=0, extra=None, end64=True):
     """Return an archive of one member whose numbers stand in fields of zip64, from its directory on."""
     large = [number for number in (size, stored_size, header) if number is not None]
-    fields = [2**32 - 1 if number is not None else fixed for number, fixed in ((stored_size, 100), (size, 100), (header, 0))]
+    fields = [
+        2**32 - 1 if number is not None else fixed for number, fixed in ((stored_size, 100), (size, 100), (header, 0))
+    ]
     if extra is None:
         extra = struct.pack("<2H", 7, 3) + b"xyz" + struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large)
-    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, 45, 0, 0, 0, 0, 0, *fields[:2], 1, len(extra), 0, 0, 0, 0, fields[2])
+    entry = struct.pack(
+        "<4s6H3I5H2I", b"PK\1\2", 45, 45, 0, 0, 0, 0, 0, *fields[:2], 1, len(extra), 0, 0, 0, 0, fields[2]
+    )
     entry += b"a" + extra
     record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, len(entry), 200)
     locator = struct.pack("<4sIQI", b"PK\6\7", 0, 200 + len(entry), 1)
