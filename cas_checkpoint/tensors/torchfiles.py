@@ -16,7 +16,7 @@ from cas_checkpoint.tensors.layout import Layout, ReadAt, Tensor
 from cas_checkpoint.tensors.pickles import Global, Made, Persistent, Value, interpret
 from cas_checkpoint.tensors.zips import Archive, data_offset, read_member
 
-__all__ = ["add_tensors", "find_in_archive", "is_save", "to_lengths"]
+__all__ = ["add_tensors", "find_in_archive", "pickle_size", "to_lengths"]
 
 _PICKLE: Final = "/data.pkl"
 _ALONE: Final = "#0"  # the name of a tensor that is all that was saved
@@ -70,9 +70,10 @@ class _Storage(NamedTuple):
     size: int
 
 
-def is_save(archive: Archive) -> bool:
-    """Tell whether an archive is one of `torch.save`."""
-    return _prefix(archive) is not None
+def pickle_size(archive: Archive) -> int:
+    """Return the bytes of the pickle in an archive of `torch.save`; 0 if it is none."""
+    prefix = _prefix(archive)
+    return 0 if prefix is None else archive.members[prefix + _PICKLE].size
 
 
 def _prefix(archive: Archive) -> str | None:
@@ -87,7 +88,7 @@ def find_in_archive(read: ReadAt, size: int, archive: Archive) -> Layout | None:
     """Return where the tensors of a file of `size` bytes lie; None if there are none.
 
     Raises:
-        Unreadable: it is damaged, or big-endian.
+        Unreadable: it is no such file, or damaged, or big-endian.
     """
     found = Found("torch", size)
     add_tensors(found, read, archive)
@@ -95,20 +96,20 @@ def find_in_archive(read: ReadAt, size: int, archive: Archive) -> Layout | None:
 
 
 def add_tensors(found: Found, read: ReadAt, archive: Archive, root: str = "") -> None:
-    """Add the tensors of an archive, and a region for each storage that they lie in; nothing if it is no save.
+    """Add the tensors of an archive, and a region for each storage that they lie in.
 
     Args:
         found: where they go.
         read: reads the file.
-        archive: an archive in it.
+        archive: an archive of `torch.save` in it.
         root: the name of what was saved; the names of the tensors in it begin with it.
 
     Raises:
-        Unreadable: it is damaged, or big-endian.
+        Unreadable: it is no such archive, or damaged, or big-endian.
     """
     prefix = _prefix(archive)
     if prefix is None:
-        return
+        raise Unreadable
     order = archive.members.get(f"{prefix}/byteorder")
     if order is not None and read_member(read, archive, order) != b"little":
         raise Unreadable

@@ -62,6 +62,15 @@ def test_too_many_archives_are_refused(look, symbols, monkeypatch):
     assert look(good * 4) is None
 
 
+def test_large_pickles_are_left_out(look, symbols, monkeypatch):
+    large = symbols.dictionary(a=symbols.tensor(), b=symbols.text("x" * 2**16))
+    good = archive(symbols.tensor())
+    data = good + archive(large) + good
+    assert [tensor.name for tensor in look(data).tensors] == ["#0", "#2"]
+    monkeypatch.setattr(dcp, "_MAX_PICKLES_SIZE", len(symbols.tensor()) + 50)
+    assert look(data) is None
+
+
 @pytest.fixture
 def metadata(symbols):
     """Make a `.metadata` file of one tensor in two pieces, and of one object; parts of it can be others."""

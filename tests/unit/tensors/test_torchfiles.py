@@ -6,7 +6,10 @@ import zipfile
 import pytest
 
 from cas_checkpoint.elements import ELEMENTS, Elements
+from cas_checkpoint.tensors.found import Unreadable
 from cas_checkpoint.tensors.layout import Region, Tensor
+from cas_checkpoint.tensors.torchfiles import find_in_archive
+from cas_checkpoint.tensors.zips import Archive
 
 FLOAT = ELEMENTS["float32"]
 
@@ -204,6 +207,11 @@ def refused(symbols):
 def test_other_saves_are_refused(look, symbols):
     for name, data in refused(symbols):
         assert look(data) is None, name
+
+
+def test_another_archive_is_refused():
+    with pytest.raises(Unreadable):
+        find_in_archive(lambda _offset, _size: b"", 0, Archive(0, 0, {}))
 
 
 def test_a_large_state_takes_little_time(look, symbols):
