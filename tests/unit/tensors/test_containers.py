@@ -41,7 +41,7 @@ def test_every_kind_of_container_is_here():
 @files
 def test_a_truncated_container_has_no_tensors_beyond_its_end(look, name):
     data = FILES[name]
-    for size in range(len(data)):
+    for size in range(0, len(data), 1 + len(data) // 5000):
         look(data[:size])
         if size < 2000:
             read_metadata(data[:size])
@@ -73,7 +73,7 @@ def test_changed_containers_are_read_or_not(look, name, data):
 @files
 def test_containers_with_one_flipped_bit_are_read_or_not(look, name):
     content = bytearray(FILES[name])
-    for at in range(0, len(content), 1 + len(content) // 1500):
+    for at in range(0, len(content), 1 + len(content) // 800):
         content[at] ^= 1 << at % 8
         look(bytes(content))
         read_metadata(bytes(content))
