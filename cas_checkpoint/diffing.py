@@ -15,7 +15,7 @@ from cas_checkpoint.dtypes import item_size, raw_type, real_numbers
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import Entry, EntryType, order
 from cas_checkpoint.reading import SnapshotReader
-from cas_checkpoint.tensorfiles import FileRanges, Piece, TensorFile, TensorInfo
+from cas_checkpoint.tensorfiles import FileRanges, Piece, TensorFile, TensorInfo, sliced
 from cas_checkpoint.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _compared(before: TensorFile, after: TensorFile, new: TensorInfo) -> Changed
     if new.size and _is_dense(first) and first.strides == second.strides:
         _tally_flat(tally, before.file, first, after.file, second)
     elif new.size:
-        _tally_blocks(tally, before, first, after, second)
+        _tally_blocks(tally, before.file, first, after.file, second)
     numbers = tally.numbers(prod(new.shape))
     return ChangedTensor(new.name, Change.CHANGED if numbers.changed else Change.IDENTICAL, old, new, numbers)
 
@@ -338,13 +338,13 @@ def _tally_flat(tally: _Tally, before: FileRanges, old: Tensor, after: FileRange
         tally.add(first, second)
 
 
-def _tally_blocks(tally: _Tally, before: TensorFile, old: Tensor, after: TensorFile, new: Tensor) -> None:
+def _tally_blocks(tally: _Tally, before: FileRanges, old: Tensor, after: FileRanges, new: Tensor) -> None:
     """Compare tensors whose elements lie anyhow."""
     dtype = raw_type(new.dtype)
     for old_block, new_block in zip(_blocks(old), _blocks(new), strict=True):
         first, second = np.empty(old_block.shape, dtype), np.empty(new_block.shape, dtype)
-        before.fill(old_block, first)
-        after.fill(new_block, second)
+        before.fill_array(old_block, first)
+        after.fill_array(new_block, second)
         tally.add(first.reshape(-1), second.reshape(-1))
 
 
@@ -357,12 +357,11 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
         return
     step = max(1, _WINDOW // row)
     for start in range(0, tensor.shape[0], step):
-        count = min(step, tensor.shape[0] - start)
-        offset = tensor.offset + start * tensor.strides[0] * width
+        part = sliced(tensor, (start, min(start + step, tensor.shape[0])))
         if row <= _WINDOW:
-            yield tensor._replace(shape=(count, *tensor.shape[1:]), offset=offset)
+            yield part
         else:
-            yield from _blocks(tensor._replace(shape=tensor.shape[1:], strides=tensor.strides[1:], offset=offset))
+            yield from _blocks(part._replace(shape=part.shape[1:], strides=part.strides[1:]))
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -132,31 +132,7 @@ class TensorFile:
     def read(self, name: str, rows: tuple[int, int] | None, out: NDArray[Any]) -> None:
         """Fill an array; see `TensorSource.read`."""
         tensor = self._tensors[name]
-        if rows is not None:
-            tensor = tensor._replace(
-                shape=(rows[1] - rows[0], *tensor.shape[1:]), offset=tensor.offset + rows[0] * _row_step(tensor)
-            )
-        self.fill(tensor, out)
-
-    def fill(self, tensor: Tensor, out: NDArray[Any]) -> None:
-        """Fill an array with a tensor, which may be any part of one of the file's.
-
-        Args:
-            tensor: where it lies.
-            out: C-contiguous, of the tensor's shape, its elements of the same width.
-        """
-        if not out.size:
-            return
-        if is_packed(tensor.shape, tensor.strides):
-            self.file.fill(tensor.offset, out.reshape(-1).view(np.uint8).data)
-            return
-        width = out.dtype.itemsize
-        low, high = _span(tensor)
-        memory = np.empty((high - low) * width, np.uint8)
-        start = tensor.offset + low * width
-        self.file.fill(start, memory.data, _runs(tensor, width))
-        strides = tuple(stride * width for stride in tensor.strides)
-        out[...] = np.ndarray(out.shape, out.dtype, memory, -low * width, strides)
+        self.file.fill_array(tensor if rows is None else sliced(tensor, rows), out)
 
 
 class FileRanges(SnapshotFile):
@@ -236,6 +212,25 @@ class FileRanges(SnapshotFile):
             for _ in pool.map(fetch, requests):
                 pass
 
+    def fill_array(self, tensor: Tensor, out: NDArray[Any]) -> None:
+        """Fill an array with a tensor of the file, or with a part of one.
+
+        Args:
+            tensor: where it lies.
+            out: C-contiguous, of the tensor's shape, its elements of the same width.
+        """
+        if not out.size:
+            return
+        if is_packed(tensor.shape, tensor.strides):
+            self.fill(tensor.offset, out.reshape(-1).view(np.uint8).data)
+            return
+        width = out.dtype.itemsize
+        low, high = _span(tensor)
+        memory = np.empty((high - low) * width, np.uint8)
+        self.fill(tensor.offset + low * width, memory.data, _runs(tensor, width))
+        strides = tuple(stride * width for stride in tensor.strides)
+        out[...] = np.ndarray(out.shape, out.dtype, memory, -low * width, strides)
+
     def _fetch(self, pieces: Sequence[Piece], out: memoryview, request: Request) -> None:
         for row, plain in self._reader.fetch(request):
             piece = pieces[row.number]
@@ -272,8 +267,11 @@ def is_packed(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def _row_step(tensor: Tensor) -> int:
-    return tensor.strides[0] * item_size(tensor.dtype)
+def sliced(tensor: Tensor, rows: tuple[int, int]) -> Tensor:
+    """Return where a slice of a tensor along its first axis lies: from one index to before the other."""
+    first, end = rows
+    offset = tensor.offset + first * tensor.strides[0] * item_size(tensor.dtype)
+    return tensor._replace(shape=(end - first, *tensor.shape[1:]), offset=offset)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
