@@ -176,6 +176,12 @@ def test_other_directories(store, metadata):
             snapshot.tensors(path)
 
 
+def test_metadata_that_contradict_themselves(store):
+    snapshot = store.save(in_pieces({"t": [((0, 0), torch.zeros(3))]}))
+    with pytest.raises(EntryNotFound, match="no container of tensors"):
+        snapshot.tensors("ckpt")
+
+
 def test_a_file_that_is_missing(store):
     files = in_pieces(TENSORS)
     del files["ckpt/__1_0.distcp"]
