@@ -201,6 +201,26 @@ def test_far_away_much_is_read_at_once(tmp_path):
     assert store._backend.threads == {"cas-checkpoint-tensors"}
 
 
+@pytest.mark.parametrize("most", [2**24, 1000])
+def test_far_away_small_chunks_are_fetched_at_once(tmp_path, monkeypatch, most):
+    """They lie between tensors, and are what a list of these is made from."""
+    store = Store.open(tmp_path / "store", create=True, durable=False)
+    store.save({"f": safetensors(ARRAYS)})
+    snapshot = store.latest()
+    snapshot._backend = Counting(store.url, near=False)
+    reader = snapshot.reader()
+    (entry,) = reader.entries()
+    sizes = sorted(ref.size for ref in reader.refs(entry.content))
+    monkeypatch.setattr("cas_checkpoint.tensorfiles._SMALL_CHUNK", sizes[-2])
+    monkeypatch.setattr("cas_checkpoint.tensorfiles._MAX_SMALL_SIZE", most)
+    file = FileRanges(reader, entry)
+    data, requests = safetensors(ARRAYS), snapshot._backend.requests
+    requests.clear()
+    for offset in range(0, len(data), 100_000):
+        assert file.read_at(offset, 10) == data[offset : offset + 10]
+    assert (len(requests) <= 3) is (most > 1000)
+
+
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (None, 1001), (5, 4), (1001, None), (0, -1)])
 def test_slices_that_are_none(snapshot, start, stop):
     with pytest.raises(InvalidArgument, match="has 1000 rows"):
