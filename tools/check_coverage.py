@@ -26,6 +26,7 @@ COMPLETE = [
     "forgetting",
     "pointers",
     "overlays",
+    "tensors/*",
 ]
 """Modules of the format, and steps of the protocols: every branch is tested."""
 FULL = 100

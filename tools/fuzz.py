@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 VECTORS = Path(__file__).parents[1] / "tests" / "vectors"
+CONTAINERS = Path(__file__).parents[1] / "tests" / "unit" / "tensors" / "containers"
 
 Target = Callable[[bytes], object]
 
@@ -33,6 +34,8 @@ def make_targets() -> Mapping[str, tuple[Target, str]]:
     from cas_checkpoint.codecs import Decoder
     from cas_checkpoint.ids import PackId, TransactionId, digest
     from cas_checkpoint.records import Kind, make_head
+    from cas_checkpoint.tensors import find_tensors
+    from cas_checkpoint.tensors.dcp import read_metadata
 
     def sealed(kind: Kind, body: bytes) -> bytes:
         content = make_head(kind) + struct.pack("<I", len(body)) + b"\0" + body
@@ -95,6 +98,11 @@ def make_targets() -> Mapping[str, tuple[Target, str]]:
             lambda data: packs.check_pack(packs.parse_footer(data[:200], pack=PackId(bytes(16))), data[200:]),
             "**/packs/*",
         ),
+        "tensors": (
+            lambda data: find_tensors(lambda offset, size: data[offset : offset + size], len(data)),
+            "**/*.container",
+        ),
+        "dcp": (read_metadata, "**/*.container"),
     }
 
 
@@ -109,7 +117,14 @@ def make_seeds(name: str) -> list[bytes]:
         encode_entry(Entry(b"link", EntryType.SYMLINK, target=b"a", xattrs={b"user.a": b"1"})),
         encode_entry(Entry(b"sparse", EntryType.FILE, 0o644, 7, 100, Content(5, 0, ref), extents=((1, 2), (7, 3)))),
     ]
-    return {"entry": [data[4:] for data in encoded], "entries": [b"".join(encoded)], "refs": [ref * 3]}.get(name, [])
+    containers = [path.read_bytes() for path in sorted(CONTAINERS.iterdir()) if path.suffix != ".json"]
+    seeds = {
+        "entry": [data[4:] for data in encoded],
+        "entries": [b"".join(encoded)],
+        "refs": [ref * 3],
+        **dict.fromkeys(("tensors", "dcp"), containers),
+    }
+    return seeds.get(name, [])
 
 
 def fuzz_one(name: str, arguments: list[str]) -> None:

@@ -42,7 +42,7 @@ def _find_in_zip(read: ReadAt, size: int) -> Layout | None:
     archive = zips.read_archive(read, size)
     if archive.start:
         return dcp.find_in_archives(read, size, archive)
-    if torchfiles.is_save(archive):
+    if torchfiles.pickle_size(archive):
         return torchfiles.find_in_archive(read, size, archive)
     return npy.find_in_archive(read, size, archive)
 

@@ -11,12 +11,14 @@ from typing import Final, NamedTuple
 from cas_checkpoint.tensors.found import Found, Unreadable, to_shape
 from cas_checkpoint.tensors.layout import Layout, ReadAt
 from cas_checkpoint.tensors.pickles import Made, Value, interpret
-from cas_checkpoint.tensors.torchfiles import add_tensors, is_save, to_lengths
+from cas_checkpoint.tensors.torchfiles import add_tensors, pickle_size, to_lengths
 from cas_checkpoint.tensors.zips import Archive, read_archive
 
 __all__ = ["Piece", "find_in_archives", "read_metadata"]
 
-_MAX_ARCHIVES: Final = 2**15
+_MAX_ARCHIVES: Final = 2**14
+_MAX_PICKLE_SIZE: Final = 2**16  # bytes of what names one tensor; a larger pickle is that of something else
+_MAX_PICKLES_SIZE: Final = 2**23
 _METADATA: Final = "torch.distributed.checkpoint.metadata."
 
 
@@ -57,8 +59,13 @@ def find_in_archives(read: ReadAt, size: int, last: Archive) -> Layout | None:
             raise Unreadable
         archives.append(read_archive(read, archives[-1].start))
     found = Found("dcp", size)
+    left = _MAX_PICKLES_SIZE
     for number, archive in enumerate(reversed(archives)):
-        if is_save(archive):
+        pickled = pickle_size(archive)
+        if 0 < pickled <= _MAX_PICKLE_SIZE:
+            left -= pickled
+            if left < 0:
+                raise Unreadable
             add_tensors(found, read, archive, root=f"#{number}")
     return found.layout()
 

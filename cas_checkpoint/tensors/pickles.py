@@ -71,7 +71,7 @@ _MARK: Final = _Mark()
 
 
 def _opcodes(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield the names of opcodes with the bytes of their arguments.
+    """Yield the names of opcodes, before that of the end, with the bytes of their arguments.
 
     Raises:
         Unreadable: there are others, or too many, or the pickle ends before it says so.
@@ -80,6 +80,8 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, bytes]]:
     for _ in range(_MAX_OPCODES):
         name, size = _ARGUMENTS.get(data[at : at + 1], ("", 0))
         at += 1
+        if name == "STOP":
+            return
         if not name:
             raise Unreadable
         if name == "GLOBAL":
@@ -109,13 +111,11 @@ def interpret(data: bytes) -> Value:
         raise Unreadable
     machine = _Machine()
     for name, argument in _opcodes(data):
-        if name == "STOP":
-            return machine.pop()
         try:
             _ACTIONS[name](machine, argument)
         except (IndexError, KeyError, UnicodeDecodeError):
             raise Unreadable from None
-    raise Unreadable  # pragma: no cover -- the opcodes end with STOP or an error
+    return machine.pop()
 
 
 class _Machine:

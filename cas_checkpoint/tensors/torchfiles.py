@@ -16,7 +16,7 @@ from cas_checkpoint.tensors.layout import Layout, ReadAt, Tensor
 from cas_checkpoint.tensors.pickles import Global, Made, Persistent, Value, interpret
 from cas_checkpoint.tensors.zips import Archive, data_offset, read_member
 
-__all__ = ["add_tensors", "find_in_archive", "is_save", "to_lengths"]
+__all__ = ["add_tensors", "find_in_archive", "pickle_size", "to_lengths"]
 
 _PICKLE: Final = "/data.pkl"
 _ALONE: Final = "#0"  # the name of a tensor that is all that was saved
@@ -70,9 +70,10 @@ class _Storage(NamedTuple):
     size: int
 
 
-def is_save(archive: Archive) -> bool:
-    """Tell whether an archive is one of `torch.save`."""
-    return _prefix(archive) is not None
+def pickle_size(archive: Archive) -> int:
+    """Return the bytes of the pickle in an archive of `torch.save`; 0 if it is none."""
+    prefix = _prefix(archive)
+    return 0 if prefix is None else archive.members[prefix + _PICKLE].size
 
 
 def _prefix(archive: Archive) -> str | None:
@@ -84,10 +85,10 @@ def _prefix(archive: Archive) -> str | None:
 
 
 def find_in_archive(read: ReadAt, size: int, archive: Archive) -> Layout | None:
-    """Return where the tensors of a file of `size` bytes lie; None if there are none, or they are big-endian.
+    """Return where the tensors of a file of `size` bytes lie; None if there are none.
 
     Raises:
-        Unreadable: it is no such file, or damaged.
+        Unreadable: it is no such file, or damaged, or big-endian.
     """
     found = Found("torch", size)
     add_tensors(found, read, archive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,11 +37,17 @@ from cas_checkpoint.moves import Move, MoveKey, parse_move_key
 from cas_checkpoint.packs import PACK_TAIL_SIZE, PackBuilder, check_pack, footer_size, parse_footer, read_tail
 from cas_checkpoint.pointers import Pointer
 from cas_checkpoint.records import CHECKSUM_SIZE, MAX_RECORD_SIZE, Kind, decode_record, make_head, pack_value
+from cas_checkpoint.tensors import find_tensors
+from cas_checkpoint.tensors.dcp import read_metadata
 
 STORE = StoreId(b"id of some store")
 NAME = TransactionId(b"some transaction")
 PACK = PackId(b"pack of sixteen!")
 REF = encode_ref(b"c" * 32, 5)
+
+FOLDER = Path(__file__).with_name("tensors") / "containers"
+CONTAINERS = sorted(path for path in FOLDER.iterdir() if path.suffix not in {".json", ".metadata"})
+METADATA = (FOLDER / "pieces.metadata").read_bytes()
 
 # --- valid objects ------------------------------------------------------------------------------
 
@@ -100,6 +107,11 @@ def read_entries(data):
     return found
 
 
+def find_in(data):
+    """Return where the tensors of a container lie."""
+    return find_tensors(lambda offset, size: bytes(data[offset : offset + size]), len(data))
+
+
 PARSERS = {
     **{kind.name: record for kind, record in RECORDS.items()},
     "footer": (parse_footer, FOOTER.encoded),
@@ -114,6 +126,8 @@ PARSERS = {
     "symlink entry": (decode_entry, encode_entry(ENTRIES[2])[4:]),
     "entries": (read_entries, STREAM),
     "list of chunks": (lambda data: list(decode_refs(data)), REF * 3),
+    **{f"tensors of {path.name}": (find_in, path.read_bytes()) for path in CONTAINERS},
+    "metadata of tensors": (lambda data: read_metadata(bytes(data)), METADATA),
     "blob": (lambda data: bytes(Decoder().decode(data, 500)), BLOB),
 }
 parsers = pytest.mark.parametrize(("parse", "valid"), PARSERS.values(), ids=PARSERS)
