@@ -16,6 +16,7 @@ from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.manifests import Entry, EntryType
 from cas_checkpoint.monitor import Notice
 from cas_checkpoint.reading import SnapshotReader
+from cas_checkpoint.shards import TensorDirectory
 from cas_checkpoint.tensorfiles import TensorFile, TensorInfo, TensorSource, not_a_container, read_from
 
 if TYPE_CHECKING:
@@ -152,14 +153,15 @@ class Snapshot:
     # --- tensors ---
 
     def tensors(self, path: PathArgument) -> tuple[TensorInfo, ...]:
-        """Return the tensors of one file, in the order in which they are stored; their values are not read.
+        """Return the tensors of a file, in the order in which they are stored; their values are not read.
 
         Args:
             path: a file in the format of safetensors, `torch.save`, numpy (`.npy`, `.npz`), GGUF or HDF5, whatever its
-                name. Nothing in it is unpickled.
+                name; or a directory that torch.distributed.checkpoint wrote, "." for the saved directory itself: its
+                tensors are put together from the pieces in its files. Nothing is ever unpickled.
 
         Raises:
-            EntryNotFound: there is no file at that path, or it is no container of tensors.
+            EntryNotFound: there is no such file or directory, or it is no container of tensors.
             DamagedStore: something that it needs is damaged or missing.
         """
         return self._tensor_source(entry_path(path)).tensors()
@@ -173,14 +175,14 @@ class Snapshot:
         stop: int | None = None,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Return a tensor of one file, or a slice of it along its first axis; only the chunks that hold it are read.
+        """Return a tensor of a file, or a slice of it along its first axis; only the chunks that hold it are read.
 
         Types that numpy does not have, bfloat16 and those of eight bits, come as arrays of the types that ml_dtypes has
         for them if it can be imported, else as their bits: arrays of uint16 and uint8. `TensorInfo.dtype` always names
         the type.
 
         Args:
-            path: a file as for `tensors`.
+            path: a file or a directory as for `tensors`.
             name: the name of one of its tensors.
             start: the first index along the first axis, at least 0; by default 0.
             stop: the index after the last one, at most the length of the axis, which is the default.
@@ -201,27 +203,54 @@ class Snapshot:
             raise
 
     def _tensor_source(self, path: bytes) -> TensorSource:
+        path = b"" if path == b"." else path
         opened = self._opened
         if opened is not None and opened[0] == path:
             return opened[1]
         reader = self.reader()
-        source = TensorFile.open(reader, _find_file(reader, path))
+        entry = _find_container(reader, path)
+        source: TensorSource | None
+        if entry is None:
+            source = TensorDirectory.open(reader, path)
+        else:
+            source = TensorFile.open(reader, _as_file(reader, entry))
         if source is None:
             raise not_a_container(os.fsdecode(path))
         self._opened = path, source
         return source
 
 
-def _find_file(reader: SnapshotReader, path: bytes, *, follow: bool = True) -> Entry:
+def _find_file(reader: SnapshotReader, path: bytes) -> Entry:
+    return _as_file(reader, _find_entry(reader, path))
+
+
+def _find_entry(reader: SnapshotReader, path: bytes) -> Entry:
     for entry in reader.entries():
         if entry.path == path:
-            break
-    else:
-        raise EntryNotFound(f"the snapshot holds nothing at {os.fsdecode(path)!r}; 'show' lists what it holds")
+            return entry
+    raise _nothing_at(path)
+
+
+def _find_container(reader: SnapshotReader, path: bytes) -> Entry | None:
+    """Return what is at a path, None for a directory: it may be there only by what is in it, or be the saved one."""
+    below = path and path + b"/"
+    for entry in reader.entries():
+        if entry.path == path and entry.type is not EntryType.DIRECTORY:
+            return entry
+        if entry.path == path or entry.path.startswith(below):
+            return None
+    raise _nothing_at(path)
+
+
+def _nothing_at(path: bytes) -> EntryNotFound:
+    return EntryNotFound(f"the snapshot holds nothing at {os.fsdecode(path)!r}; 'show' lists what it holds")
+
+
+def _as_file(reader: SnapshotReader, entry: Entry, *, follow: bool = True) -> Entry:
     if entry.type is EntryType.HARDLINK:
         if not follow:
             raise DamagedObject(f"{entry.name} is a hard link to a hard link", key=str(reader.key))
-        return _find_file(reader, entry.target, follow=False)
+        return _as_file(reader, _find_entry(reader, entry.target), follow=False)
     if entry.type is not EntryType.FILE:
         kind = "directory" if entry.type is EntryType.DIRECTORY else "symlink"
         raise EntryNotFound(f"{entry.name!r} is a {kind} in the snapshot, not a file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from cas_checkpoint.dtypes import array_type, item_size, raw_type
 from cas_checkpoint.errors import EntryNotFound, InvalidArgument, InvalidArgumentType
 from cas_checkpoint.filereader import SnapshotFile
+from cas_checkpoint.ids import Buffer
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import Entry
 from cas_checkpoint.reading import Request, SnapshotReader
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 _FAR_READERS: Final = 8
+_SMALL_CHUNK: Final = 16 * 2**10
+_MAX_SMALL_SIZE: Final = 16 * 2**20
 _MAX_RUNS: Final = 2**20  # of a tensor whose elements do not lie together; with more of them all between is read
 
 
@@ -132,31 +135,7 @@ class TensorFile:
     def read(self, name: str, rows: tuple[int, int] | None, out: NDArray[Any]) -> None:
         """Fill an array; see `TensorSource.read`."""
         tensor = self._tensors[name]
-        if rows is not None:
-            tensor = tensor._replace(
-                shape=(rows[1] - rows[0], *tensor.shape[1:]), offset=tensor.offset + rows[0] * _row_step(tensor)
-            )
-        self.fill(tensor, out)
-
-    def fill(self, tensor: Tensor, out: NDArray[Any]) -> None:
-        """Fill an array with a tensor, which may be any part of one of the file's.
-
-        Args:
-            tensor: where it lies.
-            out: C-contiguous, of the tensor's shape, its elements of the same width.
-        """
-        if not out.size:
-            return
-        if is_packed(tensor.shape, tensor.strides):
-            self.file.fill(tensor.offset, out.reshape(-1).view(np.uint8).data)
-            return
-        width = out.dtype.itemsize
-        low, high = _span(tensor)
-        memory = np.empty((high - low) * width, np.uint8)
-        start = tensor.offset + low * width
-        self.file.fill(start, memory.data, _runs(tensor, width))
-        strides = tuple(stride * width for stride in tensor.strides)
-        out[...] = np.ndarray(out.shape, out.dtype, memory, -low * width, strides)
+        self.file.fill_array(tensor if rows is None else sliced(tensor, rows), out)
 
 
 class FileRanges(SnapshotFile):
@@ -164,6 +143,11 @@ class FileRanges(SnapshotFile):
 
     All but `read_at` may be called by several threads at once.
     """
+
+    def __init__(self, reader: SnapshotReader, entry: Entry) -> None:
+        """Open `entry`, which must be a file with content."""
+        super().__init__(reader, entry)
+        self._small: dict[int, bytes] | None = None
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on, fewer only at the end; chunks are kept for the next call."""
@@ -173,6 +157,30 @@ class FileRanges(SnapshotFile):
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+    def _chunk(self, number: int) -> Buffer:
+        """Return a chunk.
+
+        Small ones lie between tensors and tell what these are: where requests take long all are fetched at once.
+        """
+        if self._reader.near or self._refs[number].size > _SMALL_CHUNK:
+            return super()._chunk(number)
+        if self._small is None:
+            self._small = self._all_small()
+        return self._small[number] if number in self._small else super()._chunk(number)
+
+    def _all_small(self) -> dict[int, bytes]:
+        """Fetch all small chunks, if they are not too many."""
+        numbers = [number for number, ref in enumerate(self._refs) if ref.size <= _SMALL_CHUNK]
+        if sum(self._refs[number].size for number in numbers) > _MAX_SMALL_SIZE:
+            return {}
+        found: dict[int, bytes] = {}
+
+        def fetch(request: Request) -> None:
+            found.update((numbers[row.number], bytes(plain)) for row, plain in self._reader.fetch(request))
+
+        self._each(self._reader.plan([self._refs[number] for number in numbers]), fetch)
+        return found
 
     def is_whole(self, piece: Piece) -> bool:
         """Tell whether a piece is a whole chunk."""
@@ -226,8 +234,11 @@ class FileRanges(SnapshotFile):
             elif runs is None or runs.touch(piece.at, piece.size):
                 pieces.append(piece)
         requests = self._reader.plan([self._refs[piece.number] for piece in pieces])
+        self._each(requests, partial(self._fetch, pieces, out))
+
+    def _each(self, requests: Sequence[Request], fetch: Callable[[Request], None]) -> None:
+        """Fetch requests, several at once."""
         readers = min(len(requests), (os.cpu_count() or 1) if self._reader.near else _FAR_READERS)
-        fetch = partial(self._fetch, pieces, out)
         if readers <= 1:
             for request in requests:
                 fetch(request)
@@ -235,6 +246,25 @@ class FileRanges(SnapshotFile):
         with ThreadPoolExecutor(readers, "cas-checkpoint-tensors") as pool:
             for _ in pool.map(fetch, requests):
                 pass
+
+    def fill_array(self, tensor: Tensor, out: NDArray[Any]) -> None:
+        """Fill an array with a tensor of the file, or with a part of one.
+
+        Args:
+            tensor: where it lies.
+            out: C-contiguous, of the tensor's shape, its elements of the same width.
+        """
+        if not out.size:
+            return
+        if is_packed(tensor.shape, tensor.strides):
+            self.fill(tensor.offset, out.reshape(-1).view(np.uint8).data)
+            return
+        width = out.dtype.itemsize
+        low, high = span(tensor)
+        memory = np.empty((high - low) * width, np.uint8)
+        self.fill(tensor.offset + low * width, memory.data, _runs(tensor, width))
+        strides = tuple(stride * width for stride in tensor.strides)
+        out[...] = np.ndarray(out.shape, out.dtype, memory, -low * width, strides)
 
     def _fetch(self, pieces: Sequence[Piece], out: memoryview, request: Request) -> None:
         for row, plain in self._reader.fetch(request):
@@ -272,11 +302,14 @@ def is_packed(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def _row_step(tensor: Tensor) -> int:
-    return tensor.strides[0] * item_size(tensor.dtype)
+def sliced(tensor: Tensor, rows: tuple[int, int]) -> Tensor:
+    """Return where a slice of a tensor along its first axis lies: from one index to before the other."""
+    first, end = rows
+    offset = tensor.offset + first * tensor.strides[0] * item_size(tensor.dtype)
+    return tensor._replace(shape=(end - first, *tensor.shape[1:]), offset=offset)
 
 
-def _span(tensor: Tensor) -> tuple[int, int]:
+def span(tensor: Tensor) -> tuple[int, int]:
     """Return where the lowest element of a tensor lies and where the highest ends, in elements from its first."""
     reaches = [(length - 1) * stride for length, stride in zip(tensor.shape, tensor.strides, strict=True)]
     return sum(reach for reach in reaches if reach < 0), sum(reach for reach in reaches if reach > 0) + 1

@@ -20,14 +20,15 @@ __all__ = ["tensors_command"]
 _COLUMNS = [Column("tensor"), Column("type"), Column("shape"), Column("size", right=True)]
 
 
-@click.command("tensors", cls=Verb, short_help="List the tensors of a file of a snapshot.")
+@click.command("tensors", cls=Verb, short_help="List the tensors in a file of a snapshot.")
 @click.argument("ref")
 @click.argument("path")
 @verb
 def tensors_command(terminal: Terminal, url: str, ref: str, path: str) -> None:
-    """List the tensors of the file PATH of the snapshot REF: name, type, shape, size. Their values are not read.
+    """List the tensors in the file PATH of the snapshot REF: name, type, shape, size. Their values are not read.
 
-    The file may be one of safetensors, torch.save, numpy (npy, npz), GGUF or HDF5.
+    The file may be one of safetensors, torch.save, numpy (npy, npz), GGUF or HDF5; PATH may also be a directory that
+    torch.distributed.checkpoint wrote, a dot for the saved one itself.
     """
     snapshot = cas_checkpoint.Store.open(url).snapshot(ref)
     tensors = snapshot.tensors(path)

@@ -50,6 +50,26 @@ def test_tensors(cli, two):
     assert lines[-1] == "    1 tensor identical"
 
 
+def test_all_tensors_are_identical_or_none_is(cli, store):
+    for other, value in ((b"1", 1), (b"2", 1), (b"2", 2)):
+        store.save(
+            {"m.npz": npz(a=np.full(3, value), comment=np.frombuffer(other, np.uint8)), "n.npz": npz(a=np.array(value))}
+        )
+    lines = cli("diff", "default@1", "default@2", "--tensors").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["~", "tensor", "~", "1"]
+    lines = cli("diff", "default@2", "default@3", "--tensors").stdout.splitlines()
+    assert lines[-3] == "~ n.npz  (content)"
+    assert lines[-1].split()[:2] == ["~", "a"]
+
+
+def test_a_file_whose_tensors_are_all_identical(cli, store):
+    for shift in (0, 64):
+        header = b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}' + b" " * shift
+        store.save({"f": len(header).to_bytes(8, "little") + header + b"abc"})
+    lines = cli("diff", "default@1", "default@2", "--tensors").stdout.splitlines()
+    assert lines == ["~ f  (content)", "    1 tensor identical"]
+
+
 def test_tensors_on_a_terminal(on_terminal, two):
     run = on_terminal("diff", "default@1", "default@2", "--tensors")
     assert run.finish() == 0

@@ -50,9 +50,12 @@ def test_document(cli, model):
     }
 
 
-def test_no_tensors(cli, store):
-    store.save({"none.npz": npz()})
-    assert cli("tensors", "latest", "none.npz").exit_code in (0, 1)
+def test_a_directory_without_metadata(cli, store):
+    store.save({"ckpt/a": b"1"})
+    for path in ("ckpt", "."):
+        result = cli("tensors", "latest", path)
+        assert result.exit_code == 1
+        assert "no container of tensors" in result.stderr
 
 
 @pytest.mark.parametrize(("path", "reason"), [("text", "no container of tensors"), ("c", "holds nothing")])

@@ -298,6 +298,72 @@ def test_any_layouts(data, tmp_path_factory):
         assert not len(change)
 
 
+def test_numbers_that_are_wider_than_any_integer(store):
+    before = np.arange(300_000) * (1 + 1j)
+    after = before.copy()
+    after[[5, 250_000]] += [3 + 4j, 1j]
+    (item,) = diff(store, {"f": npy(before)}, {"f": npy(after)}, tensors=True)
+    assert item.tensors[0].numbers == ChangedNumbers(300_000, 2, 0, 5.0, 3.0)
+
+
+def test_nothing_but_nans(store):
+    found = tensors_of(store, safetensors({"t": np.zeros(3)}), safetensors({"t": np.full(3, np.nan)}))["t"]
+    assert found.numbers == ChangedNumbers(3, 3, 3, 0.0, 0.0)
+
+
+def test_elements_with_gaps_between_them(store, tmp_path):
+    """torch saves a whole storage for a view; what lies in its gaps does not count."""
+    torch = pytest.importorskip("torch")
+    base = torch.arange(10_000.0).reshape(100, 100)
+    files = []
+    for number in range(2):
+        wide = {"wide": base[3].expand(7, 100), "wider": base[3, 4].expand(2**40)}
+        torch.save({"columns": base[:, ::2], "left": base[:, :3], "all": base.T, **wide}, tmp_path / f"{number}")
+        files.append((tmp_path / f"{number}").read_bytes())
+        base[3, 4] += 10
+        base[3, 5] += 10
+    found = tensors_of(store, *files)
+    assert found["columns"].numbers == ChangedNumbers(5000, 1, 0, 10.0, 10.0)
+    assert found["left"].numbers == ChangedNumbers(300, 0, 0, 0.0, 0.0)
+    assert found["all"].numbers == ChangedNumbers(10_000, 2, 0, 10.0, 10.0)
+    assert found["wide"].numbers == ChangedNumbers(700, 14, 0, 10.0, 10.0)
+    assert found["wider"].numbers == ChangedNumbers(2**40, 2**40, 0, 10.0, 10.0)
+
+
+def test_gaps_in_the_same_chunks_are_not_read(store, tmp_path):
+    torch = pytest.importorskip("torch")
+    base = torch.rand(1024, 4096)  # 16 MiB
+    pad, last = torch.rand(MIB), torch.zeros(5)
+    snapshots = []
+    for number in range(2):
+        torch.save({"columns": base[:, ::2], "pad": pad, "last": last + number}, tmp_path / "f")
+        snapshots.append(store.save({"f": tmp_path / "f"}))
+    for snapshot in snapshots:
+        snapshot._backend = Counting(store.url)
+    (item,) = snapshots[0].diff(snapshots[1], tensors=True)
+    assert {tensor.name: tensor.numbers.changed for tensor in item.tensors} == {"columns": 0, "pad": 0, "last": 5}
+    for snapshot in snapshots:
+        assert sum(snapshot._backend.requests) < 10 * MIB
+
+
+def test_tensors_of_an_hdf5_file(store, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    files = []
+    for number in range(2):
+        with h5py.File(tmp_path / f"{number}", "w") as file:
+            file["a/b"] = np.arange(1000) + number
+        files.append((tmp_path / f"{number}").read_bytes())
+    (tensor,) = tensors_of(store, *files).values()
+    assert tensor.numbers == ChangedNumbers(1000, 1000, 0, 1.0, 1.0)
+
+
+def test_nothing_lies_side_by_side_with_nothing(store):
+    store.save({"f": b""})
+    reader = store.latest().reader()
+    (entry,) = reader.entries()
+    assert diffing._same_content(reader, entry, reader, entry._replace(extents=()))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 200), max_size=12).map(sorted),

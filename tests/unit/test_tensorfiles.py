@@ -27,7 +27,7 @@ from cas_checkpoint.errors import (
 )
 from cas_checkpoint.snapshots import _find_file
 from cas_checkpoint.store import Store
-from cas_checkpoint.tensorfiles import TensorFile, TensorInfo, is_packed
+from cas_checkpoint.tensorfiles import FileRanges, TensorInfo, is_packed, read_from
 from cas_checkpoint.tensors import Tensor
 
 KIB, MIB = 2**10, 2**20
@@ -201,6 +201,26 @@ def test_far_away_much_is_read_at_once(tmp_path):
     assert store._backend.threads == {"cas-checkpoint-tensors"}
 
 
+@pytest.mark.parametrize("most", [2**24, 1000])
+def test_far_away_small_chunks_are_fetched_at_once(tmp_path, monkeypatch, most):
+    """They lie between tensors, and are what a list of these is made from."""
+    store = Store.open(tmp_path / "store", create=True, durable=False)
+    store.save({"f": safetensors(ARRAYS)})
+    snapshot = store.latest()
+    snapshot._backend = Counting(store.url, near=False)
+    reader = snapshot.reader()
+    (entry,) = reader.entries()
+    sizes = sorted(ref.size for ref in reader.refs(entry.content))
+    monkeypatch.setattr("cas_checkpoint.tensorfiles._SMALL_CHUNK", sizes[-2])
+    monkeypatch.setattr("cas_checkpoint.tensorfiles._MAX_SMALL_SIZE", most)
+    file = FileRanges(reader, entry)
+    data, requests = safetensors(ARRAYS), snapshot._backend.requests
+    requests.clear()
+    for offset in range(0, len(data), 100_000):
+        assert file.read_at(offset, 10) == data[offset : offset + 10]
+    assert (len(requests) <= 3) is (most > 1000)
+
+
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (None, 1001), (5, 4), (1001, None), (0, -1)])
 def test_slices_that_are_none(snapshot, start, stop):
     with pytest.raises(InvalidArgument, match="has 1000 rows"):
@@ -324,12 +344,9 @@ def numbers(tmp_path_factory):
     return store, snapshot, values
 
 
-def opened(snapshot, path=b"numbers"):
-    from cas_checkpoint.tensorfiles import FileRanges
-    from cas_checkpoint.tensors import Layout
-
+def opened(snapshot):
     reader = snapshot.reader()
-    return TensorFile(FileRanges(reader, _find_file(reader, path)), Layout("test", (), ()))
+    return FileRanges(reader, _find_file(reader, b"numbers"))
 
 
 @st.composite
@@ -347,7 +364,7 @@ def test_any_strides(numbers, case):
     shape, strides, first = case
     expected = np.lib.stride_tricks.as_strided(values[first:], shape, tuple(4 * stride for stride in strides))
     out = np.full(shape, -1, "<i4")
-    opened(snapshot).fill(Tensor("t", "int32", shape, strides, 4 + 4 * first), out)
+    opened(snapshot).fill_array(Tensor("t", "int32", shape, strides, 4 + 4 * first), out)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -358,7 +375,7 @@ def test_of_a_few_columns_not_everything_is_read(numbers):
     file = opened(other.latest())
     other._backend.requests.clear()
     out = np.empty((2, 2), "<i4")
-    file.fill(Tensor("t", "int32", (2, 2), (1, 2**20 - 2), 4), out)  # at both ends
+    file.fill_array(Tensor("t", "int32", (2, 2), (1, 2**20 - 2), 4), out)  # at both ends
     assert out.tolist() == [[values[0], values[-2]], [values[1], values[-1]]]
     assert 0 < sum(other._backend.requests) < 2.5 * MIB
 
@@ -367,7 +384,7 @@ def test_too_many_runs_are_read_as_one(numbers, monkeypatch):
     monkeypatch.setattr("cas_checkpoint.tensorfiles._MAX_RUNS", 4)
     _, snapshot, values = numbers
     out = np.empty((100,), "<i4")
-    opened(snapshot).fill(Tensor("t", "int32", (100,), (2,), 4), out)
+    opened(snapshot).fill_array(Tensor("t", "int32", (100,), (2,), 4), out)
     np.testing.assert_array_equal(out, values[:200:2])
 
 
@@ -542,3 +559,12 @@ def test_npz(tmp_path):
     assert len(found) == 3
     for expected, array in zip((ARRAYS["embed"], FORTRAN, ARRAYS["step"]), found.values(), strict=True):
         np.testing.assert_array_equal(array, expected)
+
+
+def test_more_axes_than_numpy_has():
+    class Source:
+        def info(self, name):
+            return TensorInfo(name, "float32", (1,) * 100, 4)
+
+    with pytest.raises(InvalidArgument, match="'deep' cannot be an array"):
+        read_from(Source(), "file", "deep")
