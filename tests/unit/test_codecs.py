@@ -93,7 +93,7 @@ def test_a_raw_blob_of_another_size_is_refused(size):
         Decoder().decode(b"\0abc", size)
 
 
-@pytest.mark.parametrize("codec", [2, 3, 127, 255])
+@pytest.mark.parametrize("codec", [4, 127, 255])
 def test_an_unknown_codec_is_refused_as_too_new(codec):
     with pytest.raises(UnsupportedStore, match=f"codec {codec}"):
         Decoder().decode(bytes((codec,)) + b"abc", 3)

@@ -81,7 +81,7 @@ def run(data, forecast, *, sizes=(), cutter=CUTTER):
         came = len(data) if final else min(len(data), came + size)
         before = start
         if not forecast.over:
-            for end, known in forecast.cuts(Segment(view[before:came], cutter), 0, final=final):
+            for end, known, _ in forecast.cuts(Segment(view[before:came], cutter), 0, final=final):
                 assert known == chunk_id(view[start : before + end])
                 chunks.append(ChunkRef(known, before + end - start))
                 start = before + end
@@ -270,7 +270,7 @@ def test_a_forecast_that_fails_too_often_is_over():
     found = forecast.cuts(whole(other, cutter), 0, final=True)
     assert forecast.over
     assert len(found) == cutter.calls == forecasts._MAX_MISSES + 1
-    assert [end for end, _ in found] == CUTTER.cuts(other, final=True)[: len(found)]
+    assert [one.end for one in found] == CUTTER.cuts(other, final=True)[: len(found)]
 
 
 def test_misses_count_only_in_a_row():
