@@ -110,5 +110,11 @@ FULL = Corpus(
     {"bf16 weights": "model.safetensors", "fp32 weights": "master.safetensors"},
     _NEEDS,
 )
-LORA = Corpus("MiniLM with adapters beside a frozen base", _lora, {"base and adapters": "."}, _NEEDS)
+LORA = Corpus(
+    "MiniLM with adapters beside a frozen base",
+    _lora,
+    {"base and adapters": "."},
+    _NEEDS,
+    {"base and adapters": lambda _, after: len(after["adapter_model.safetensors"])},
+)
 ROWS = Corpus("MiniLM, a few rows of its table of words trained", _rows, {"fp32 weights": "model.safetensors"}, _NEEDS)
