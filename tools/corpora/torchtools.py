@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from io import BytesIO
 from typing import Any
@@ -18,6 +19,7 @@ _THREADS = 2  # always: sums in another order have other last bits
 
 def torch_for(seed: int) -> Any:  # noqa: ANN401 -- a module
     """Return torch with its generator seeded, or raise `Unavailable`."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave the processor to others
     try:
         torch: Any = import_module("torch")
     except ImportError:
