@@ -115,7 +115,7 @@ def _changed(before: Checkpoint, after: Checkpoint) -> int:
 
 
 def _churn(scale: float) -> Iterator[Checkpoint]:
-    torch = torch_for(700)
+    torch = torch_for(700, scale=scale)
     run = _Run(scale)
     for number in count():
         run.step(number)

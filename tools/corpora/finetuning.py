@@ -50,7 +50,7 @@ def _train(optimizer: Any, loss: Callable[[], Any]) -> None:  # noqa: ANN401 -- 
 
 
 def _started(scale: float, seed: int) -> tuple[Any, dict[str, Any], _Task]:
-    torch = torch_for(seed)
+    torch = torch_for(seed, scale=scale)
     weights = {name: torch.from_numpy(array) for name, array in minilm.load(scale).items()}
     return torch, weights, _Task(torch, seed, len(weights[_WORDS]))
 
