@@ -15,12 +15,11 @@ import pytest
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 from bench import corpora  # noqa: E402
-from bench.__main__ import find_tools  # noqa: E402
+from bench.__main__ import PEERS, find_tools  # noqa: E402
 from bench.commands import Command, CommandFailed, measure, shell  # noqa: E402
 from bench.edits import EDITS  # noqa: E402
 from bench.goals import GOALS, Goal, judge, peak, ratio, speed  # noqa: E402
 from bench.parts import PARTS  # noqa: E402
-from bench.peers import PEERS  # noqa: E402
 from bench.results import Results, Sample  # noqa: E402
 from bench.unable import Unable  # noqa: E402
 from bench.workplace import choose  # noqa: E402

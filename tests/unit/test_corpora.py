@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
 
-from corpora.catalogue import CORPORA
-from corpora.corpus import write
-from corpora.tensorfile import Bf16, bf16, from_bf16, safetensors
+from corpora.catalogue import CORPORA  # noqa: E402
+from corpora.corpus import write  # noqa: E402
+from corpora.tensorfile import Bf16, bf16, from_bf16, safetensors  # noqa: E402
 
+sys.path.remove(str(TOOLS))
 SCALE = 0.004
 TRAINED = ("tiny_gpt", "finetune_real", "finetune_lora", "finetune_rows")  # these take their time
 WIDTHS = {"F32": "<f4", "BF16": "<u2", "I64": "<i8"}
 
 
-def checkpoints(name, count=3):
-    if name in TRAINED:
-        count = min(count, 2)
+def checkpoints(name, count=None):
+    count = count or (1 if name in TRAINED else 3)
     for package in CORPORA[name].needs:
         pytest.importorskip(package)
     return list(islice(CORPORA[name].run(SCALE), count))

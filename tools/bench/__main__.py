@@ -19,15 +19,18 @@ from bench.corpora import random_file
 from bench.goals import judge
 from bench.parts import PARTS, Part
 from bench.parts.part import Bench
-from bench.peers import PEERS
+from bench.peers import PEERS as PLAIN_PEERS
 from bench.results import Failure, Results
+from bench.runs import RUN_PEERS
 from bench.scenario import Scenario, restore, save
 from bench.tables import show_goals, show_part
 from bench.tools import Ours, Tool
 from bench.unable import Unable
 from bench.workplace import Workplace, candidates, choose
 
+PEERS: dict[str, type[Tool]] = {**PLAIN_PEERS, **RUN_PEERS}
 _WIDTH = 150
+_NOT_OURS = (*PEERS, "corpora")  # whose failures do not count as this package's
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -116,6 +119,7 @@ class Run:
             repeats=options.repeat,
             tools=self._tools,
             missing=self.missing,
+            install=not options.no_install,
         )
         part.run(bench)
         show_part(self._console, part, self.results, place.file_system)
@@ -189,7 +193,7 @@ def main() -> int:
         if options.json:
             options.json.write_text(json.dumps(document(run, options, facts), indent=1) + "\n", "utf-8")
     show_goals(console, judge(run.results), scale=options.size_scale)
-    return int(any(failure.tool not in PEERS for failure in run.results.failures))
+    return int(any(failure.tool not in _NOT_OURS for failure in run.results.failures))
 
 
 if __name__ == "__main__":

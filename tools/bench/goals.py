@@ -84,11 +84,46 @@ def peak(part: str, job: str, most: float) -> Callable[[Results], Reading]:
     return read
 
 
+def beside_best(part: str, job: str, metric: str, most: float) -> Callable[[Results], Reading]:
+    """Return a reading of ours over the best of all peers that did the job."""
+
+    def read(results: Results) -> Reading:
+        rows = [row for row in results.rows(part) if row.job == job]
+        ours = next((_value(row, metric) for row in rows if row.tool == "ours"), None)
+        theirs = {row.tool: _value(row, metric) for row in rows if not row.tool.startswith(("ours", "("))}
+        found = {tool: value for tool, value in theirs.items() if value}
+        best = min(found, key=lambda tool: found[tool]) if found else None
+        measured = ours / found[best] if ours is not None and best else None
+        return Reading(f"{job}: {metric} / the best peer's ({best})", measured, most)
+
+    return read
+
+
 def both(part: str, job: str, metric: str, most: float) -> tuple[Callable[[Results], Reading], ...]:
     """Return readings of ours over restic's and over borg's."""
     return tuple(ratio(part, job, metric, peer, most) for peer in ("restic", "borg"))
 
 
+_BF16_RUNS = tuple(f"{name}, bf16 weights" for name in ("adam_walk", "tiny_gpt", "finetune_real", "rl_bf16"))
+_FP32_RUNS = ("adam_walk, fp32 states", "tiny_gpt, fp32 states")
+_OTHER_RUNS = (
+    "finetune_real, fp32 weights",
+    "finetune_lora, base and adapters",
+    "finetune_rows, fp32 weights",
+    "exp_avg, exp_avg",
+    "random, bytes",
+)
+_MOVED_RUNS = tuple(
+    f"churn, {track}"
+    for track in (
+        "log",
+        "root folder renamed",
+        "tensors inserted",
+        "order shuffled",
+        "2 and 4 shards",
+        "safetensors, .pt, DCP",
+    )
+)
 _FIRST = ("first-save", "random-file: first save")
 _RESTORE = ("restore", "random-file: restore")
 
@@ -155,6 +190,22 @@ GOALS: Sequence[Goal] = (
             peak("memory", f"{name}: {verb}", _PEAK)
             for name in ("huge-file", "tiny-files")
             for verb in ("first save", "restore")
+        ),
+    ),
+    Goal(
+        "ten checkpoints: stored bytes at most 0.8 of the best peer's on bf16 weights, 0.95 on dense fp32 states, "
+        "and no more than the best peer's on all",
+        tuple(
+            beside_best("trajectories", f"{run}: 10 saves", "stored", most)
+            for runs, most in ((_BF16_RUNS, 0.8), (_FP32_RUNS, 0.95), ((*_OTHER_RUNS, *_MOVED_RUNS), 1.0))
+            for run in runs
+        ),
+    ),
+    Goal(
+        "frozen base, re-sharded, reordered: the second save stores at most 1.02 of the bytes that changed",
+        tuple(
+            ratio("trajectories", f"{run}: second save", "stored", "(what changed)", 1.02)
+            for run in ("finetune_lora, base and adapters", *_MOVED_RUNS)
         ),
     ),
 )

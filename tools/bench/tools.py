@@ -70,7 +70,12 @@ class Tool:
 
     def restore(self, target: Path) -> Command:
         """Return the command that writes what was saved last into an empty directory."""
-        raise NotImplementedError
+        return self.restore_saved(self.saves - 1, target)
+
+    def restore_saved(self, number: int, target: Path) -> Command:
+        """Return the command that writes what the save of that number, from 0, saved into an empty directory."""
+        del number, target
+        raise Unable("has no way to restore an earlier save")
 
     def restored(self, source: Path, target: Path) -> Path:
         """Return where in `target` a restore puts the contents of `source`."""
@@ -116,6 +121,9 @@ class Ours(Tool):
 
     def restore(self, target: Path) -> Command:
         return self._verb("restore", "latest", target)
+
+    def restore_saved(self, number: int, target: Path) -> Command:
+        return self._verb("restore", f"default@{number + 1}", target)
 
     def restore_one(self, source: Path, path: Path, target: Path) -> Command:
         return self._verb("cat", "latest", path.relative_to(source), output=target)

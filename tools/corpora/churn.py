@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from corpora.corpus import Checkpoint, Corpus
 from corpora.shapes import shapes, weights
-from corpora.tensorfile import safetensors
+from corpora.tensorfile import safetensors, tensors
 from corpora.torchtools import torch_for
 
 __all__ = ["CHURN"]
@@ -108,8 +108,14 @@ def _form(torch: Any, state: State, number: int) -> Checkpoint:  # noqa: ANN401 
     return {"forms/model.pt": _pt(torch, state, "model")} if number % _FORMS == 1 else _dcp(torch, state)
 
 
+def _changed(before: Checkpoint, after: Checkpoint) -> int:
+    """Return the bytes of the tensors that are new: a matrix, and a small one that was inserted."""
+    one, other = (tensors(found["inserted/model.safetensors"]) for found in (before, after))
+    return sum(len(data) for name, data in other.items() if one.get(name) != data)
+
+
 def _churn(scale: float) -> Iterator[Checkpoint]:
-    torch = torch_for(700)
+    torch = torch_for(700, scale=scale)
     run = _Run(scale)
     for number in count():
         run.step(number)
@@ -135,4 +141,9 @@ CHURN = Corpus(
         "safetensors, .pt, DCP": "forms",
     },
     ("torch",),
+    {
+        "log": lambda before, after: len(after["log/train.jsonl"]) - len(before["log/train.jsonl"]),
+        "tensors inserted": _changed,
+        **dict.fromkeys(("root folder renamed", "order shuffled", "2 and 4 shards", "safetensors, .pt, DCP"), _changed),
+    },
 )

@@ -50,7 +50,7 @@ def _train(optimizer: Any, loss: Callable[[], Any]) -> None:  # noqa: ANN401 -- 
 
 
 def _started(scale: float, seed: int) -> tuple[Any, dict[str, Any], _Task]:
-    torch = torch_for(seed)
+    torch = torch_for(seed, scale=scale)
     weights = {name: torch.from_numpy(array) for name, array in minilm.load(scale).items()}
     return torch, weights, _Task(torch, seed, len(weights[_WORDS]))
 
@@ -110,5 +110,11 @@ FULL = Corpus(
     {"bf16 weights": "model.safetensors", "fp32 weights": "master.safetensors"},
     _NEEDS,
 )
-LORA = Corpus("MiniLM with adapters beside a frozen base", _lora, {"base and adapters": "."}, _NEEDS)
+LORA = Corpus(
+    "MiniLM with adapters beside a frozen base",
+    _lora,
+    {"base and adapters": "."},
+    _NEEDS,
+    {"base and adapters": lambda _, after: len(after["adapter_model.safetensors"])},
+)
 ROWS = Corpus("MiniLM, a few rows of its table of words trained", _rows, {"fp32 weights": "model.safetensors"}, _NEEDS)

@@ -56,7 +56,7 @@ def _build(torch: Any, width: int) -> Any:  # noqa: ANN401 -- a module, a model
 
 
 def _run(scale: float) -> Iterator[Checkpoint]:
-    torch = torch_for(500)
+    torch = torch_for(500, scale=scale)
     data = np.frombuffer(text.sources(), np.uint8)
     generator = np.random.default_rng(500)
     model = _build(torch, max(32, round(256 * sqrt(scale)) // 32 * 32))

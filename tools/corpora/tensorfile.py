@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bf16", "Tensor", "bf16", "from_bf16", "safetensors"]
+__all__ = ["Bf16", "Tensor", "bf16", "from_bf16", "safetensors", "tensors"]
 
 Array = NDArray[Any]
 _TYPES = {"f4": "F32", "f8": "F64", "f2": "F16", "i8": "I64", "i4": "I32", "u1": "U8"}
@@ -52,3 +52,12 @@ def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | Non
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def tensors(file: bytes) -> dict[str, memoryview]:
+    """Return the bytes of each tensor in a safetensors file."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:start])
+    header.pop("__metadata__", None)
+    view = memoryview(file)[start:]
+    return {name: view[slice(*entry["data_offsets"])] for name, entry in header.items()}

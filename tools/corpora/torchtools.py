@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from io import BytesIO
 from typing import Any
@@ -13,17 +14,19 @@ from corpora.tensorfile import Bf16, Tensor
 
 __all__ = ["saved", "tensor_of", "torch_for"]
 
-_THREADS = 2  # always: sums in another order have other last bits
+_THREADS = 2  # whatever the machine has: sums in another order have other last bits
+_SMALL = 0.25  # a scale below which a second thread would only wait
 
 
-def torch_for(seed: int) -> Any:  # noqa: ANN401 -- a module
+def torch_for(seed: int, *, scale: float) -> Any:  # noqa: ANN401 -- a module
     """Return torch with its generator seeded, or raise `Unavailable`."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave the processor to others
     try:
         torch: Any = import_module("torch")
     except ImportError:
         raise Unavailable("torch is not installed (pip install torch)") from None
     torch.manual_seed(seed)
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(_THREADS if scale >= _SMALL else 1)
     torch.use_deterministic_algorithms(mode=True)
     return torch
 

@@ -121,7 +121,7 @@ ADAM_WALK = Corpus(
 RL_BF16 = Corpus(
     f"bf16 weights of which {1 - _SHARE:.0%} stay the same from step to step",
     _rl_bf16,
-    {"weights": "model.safetensors"},
+    {"bf16 weights": "model.safetensors"},
 )
 EXP_AVG = Corpus(
     "the first averages of Adam alone: nothing is left of them at the next checkpoint",

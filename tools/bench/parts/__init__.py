@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench.parts import growth, limits, restores, saves, small_calls
+from bench.parts import growth, limits, restores, saves, small_calls, trajectories
 from bench.parts.part import Part
 
 __all__ = ["PARTS", "Part"]
 
 PARTS: dict[str, Part] = {
-    part.name: part for part in (*saves.PARTS, *restores.PARTS, *small_calls.PARTS, *limits.PARTS, *growth.PARTS)
+    part.name: part for module in (saves, restores, small_calls, limits, growth, trajectories) for part in module.PARTS
 }

@@ -23,6 +23,7 @@ class Bench:
         workplace: where it works.
         scale: what sizes and counts are multiplied by.
         repeats: how often everything is done.
+        install: whether something may be installed that a corpus is made with.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class Bench:
         repeats: int,
         tools: Sequence[type[Tool]],
         missing: Sequence[tuple[str, str]],
+        install: bool = True,
     ) -> None:
         """Get ready for a part; of the tools it takes those that it is about, and tells which of them are missing."""
         self.part, self.results, self.workplace = part.name, results, workplace
-        self.scale, self.repeats = scale, repeats
+        self.scale, self.repeats, self.install = scale, repeats, install
         self._tools = [tool for tool in tools if tool.name in part.peers]
         for name, reason in missing:
             if name in part.peers:

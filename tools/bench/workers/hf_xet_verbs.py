@@ -20,12 +20,14 @@ def save(xet: Any, store: Path, source: Path) -> None:  # noqa: ANN401 -- a modu
         os.path.relpath(path, source): (file.hash, file.file_size) for path, file in zip(paths, found, strict=True)
     }
     (store / _NAMES).write_text(json.dumps(names), "utf-8")
+    earlier = len(list(store.glob(f"*-{_NAMES}")))
+    (store / f"{earlier}-{_NAMES}").write_text(json.dumps(names), "utf-8")
 
 
-def restore(xet: Any, store: Path, wanted: dict[str, Path]) -> None:  # noqa: ANN401 -- a module without types
+def restore(xet: Any, store: Path, names: Path, wanted: dict[str, Path]) -> None:  # noqa: ANN401 -- a module without types
     """Write files, by name, to their targets."""
-    names = json.loads((store / _NAMES).read_text("utf-8"))
-    files = [xet.PyXetDownloadInfo(str(target), *names[name]) for name, target in wanted.items()]
+    found = json.loads(names.read_text("utf-8"))
+    files = [xet.PyXetDownloadInfo(str(target), *found[name]) for name, target in wanted.items()]
     xet.download_files(files, f"local://{store}", None, None, None)
 
 
@@ -36,13 +38,14 @@ def main() -> None:
     if verb == "save":
         save(xet, store, Path(arguments[0]))
     elif verb == "restore":
-        names = json.loads((store / _NAMES).read_text("utf-8"))
-        wanted = {name: Path(arguments[0], name) for name in names}
-        for folder in {target.parent for target in wanted.values()}:
+        target, *number = arguments
+        names = store / "-".join([*number, _NAMES])
+        wanted = {name: Path(target, name) for name in json.loads(names.read_text("utf-8"))}
+        for folder in {path.parent for path in wanted.values()}:
             folder.mkdir(parents=True, exist_ok=True)
-        restore(xet, store, wanted)
+        restore(xet, store, names, wanted)
     else:
-        restore(xet, store, {arguments[0]: Path(arguments[1])})
+        restore(xet, store, store / _NAMES, {arguments[0]: Path(arguments[1])})
 
 
 if __name__ == "__main__":
