@@ -82,7 +82,8 @@ class Encoder:
     ) -> bytes | None:
         """Stand-in, to be thrown away: the differing bits as one zstd frame."""
         del elements, ordered
-        payload = self._zstd.compress(_xor(chunk, base))
+        frame = self._zstd.compress(_differences(chunk, base))
+        payload = b"\0\1" + len(frame).to_bytes(4, "little") + frame
         return payload if len(payload) < limit else None
 
     def blob(self, chunk: Buffer) -> bytes:
@@ -120,7 +121,7 @@ class Decoder:
         if codec == Codec.DELTA:
             if base is None or len(base) != plain_size:
                 raise DamagedObject("a delta without its base")
-            return _xor(self._unzstd(payload, plain_size), base)
+            return _summed(self._unzstd(payload[6:], plain_size), base)
         raise UnsupportedStore(f"a chunk is stored with codec {codec}, which this version does not know; update it")
 
     def _unzstd(self, payload: memoryview, plain_size: int) -> bytes:
@@ -133,9 +134,14 @@ class Decoder:
             raise DamagedObject(f"a zstd frame that cannot be decoded ({error})") from error
 
 
-def _xor(one: Buffer, other: Buffer) -> bytes:
-    size = len(one)
-    return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).to_bytes(size, "big")
+def _differences(chunk: Buffer, base: Buffer) -> bytes:
+    pairs = (((one - other) & 255, one) for one, other in zip(bytes(chunk), bytes(base), strict=True))
+    return bytes((2 * d ^ (255 if d > 127 else 0)) & 255 for d, _ in pairs)
+
+
+def _summed(differences: Buffer, base: Buffer) -> bytes:
+    pairs = zip(bytes(differences), bytes(base), strict=True)
+    return bytes(((z >> 1 ^ (255 if z & 1 else 0)) + other) & 255 for z, other in pairs)
 
 
 def blob_check(codec: int, payload: Buffer) -> int:
