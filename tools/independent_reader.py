@@ -96,6 +96,7 @@ class Snapshot:
     def __init__(self, store: str, series: str, sequence: str) -> None:
         self.store, self.inline = store, dict[str, bytes]()
         self.places: dict[bytes, tuple[str, int, int, int, int]] = {}
+        self.deltas: dict[bytes, tuple[str, int, int, int, int, bytes]] = {}
         header = self.read_record("cas-checkpoint", b"H", 2**16, {"chunk_id": "blake3-256", "key_slots": []})
         features = header["features"]["read"]
         require(type(features) is list and {*features} <= {"moves"}, f"unknown features: {features!r:.200}")
@@ -132,14 +133,22 @@ class Snapshot:
         footer_size, mark = struct.unpack("<I4s", tail := self.load(key, -8, 8))
         footer = self.load(key, -8 - footer_size, footer_size)
         check_object(footer, b"P", key)
-        pack, count, _, blobs_size = struct.unpack_from("<16sIIQ", footer, 16)
+        pack, count, delta_count, blobs_size = struct.unpack_from("<16sIIQ", footer, 16)
         columns = [struct.unpack_from(f"<{count}I", footer, 48 + width * count) for width in (32, 36, 40)]
-        fits = (mark, footer_size, blobs_size) == (b"CASP", 80 + 44 * count, sum(columns[0]))
+        fits = (mark, footer_size, blobs_size) == (b"CASP", 80 + 44 * count + 36 * delta_count, sum(columns[0]))
         require(fits and key == f"packs/{pack.hex()}", f"{key} has another id, or sizes that do not add up")
         require(self.load(key, 32 + blobs_size, footer_size + 9) == footer + tail, f"{key} has another size")
+        deltas = struct.unpack_from(f"<{delta_count}I", footer, end := 48 + 44 * count)
+        require([*deltas] == sorted({*deltas} & {*range(count)}), f"{key} lists impossible deltas")
+        ids = struct.iter_unpack("<32s", footer[end + 4 * delta_count : -32])
+        bases = {number: base for number, (base,) in zip(deltas, ids, strict=True)}
         for i, row in enumerate(zip(itertools.accumulate(columns[0], initial=32), *columns, strict=False)):
             require(row[1] <= row[2] + 1 <= 2**24 + 1, f"{key} lists an impossible blob")
-            self.places[footer[48 + 32 * i : 80 + 32 * i]] = (key, *row)
+            chunk = footer[48 + 32 * i : 80 + 32 * i]
+            if i in bases:
+                self.deltas[chunk] = (key, *row, bases[i])
+            else:
+                self.places[chunk] = (key, *row)
 
     def read_moves(self, pack: str) -> list[str] | None:
         """Find out where the chunks of a pack went that is gone (section 13): None if nobody moved it."""
@@ -151,17 +160,23 @@ class Snapshot:
             targets = (targets or []) + [target.hex() for (target,) in struct.iter_unpack("<16s", move["targets"])]
         return targets
 
+    def read_chunk(self, name: bytes, size: int, deltas: dict[bytes, tuple[str, int, int, int, int, bytes]]) -> bytes:
+        """Read a chunk and check it; if it is a delta, read first what it is a delta of, stored whole (section 7)."""
+        require(name in self.places or name in deltas, f"chunk {name.hex()} is in no pack of the snapshot")
+        pack, offset, blob_size, plain_size, check, *base = self.places.get(name) or deltas[name]
+        require(plain_size == size > 0, "a chunk has another size than its ref says")
+        blob = self.load(pack, offset, blob_size)
+        plain = decode(blob, plain_size, *(self.read_chunk(source, size, {}) for source in base))
+        fits = check == (zlib.crc32(blob) if blob[0] else 0) and blake3(plain).digest() == name
+        require(fits, f"chunk {name.hex()} has other bytes, or another check")
+        return plain
+
     def read(self, size: float, depth: int, refs: bytes) -> Iterator[bytes]:
         """Read the chunks of a content and check them; how large a list of refs is nobody says (section 9)."""
         lists = self.read(math.inf, depth - 1, refs) if number(depth, 5) else [refs]
         for ref in split(lists, 36):
-            require(ref[:32] in self.places, f"chunk {ref[:32].hex()} is in no pack of the snapshot")
-            pack, offset, blob_size, plain_size, check = self.places[ref[:32]]
-            require(plain_size == int.from_bytes(ref[32:], "little") > 0, "a chunk has another size than its ref says")
-            plain = decode(blob := self.load(pack, offset, blob_size), plain_size)
-            fits = check == (zlib.crc32(blob) if blob[0] else 0) and blake3(plain).digest() == ref[:32]
-            require(fits, f"chunk {ref[:32].hex()} has other bytes, or another check")
-            size -= plain_size
+            plain = self.read_chunk(ref[:32], int.from_bytes(ref[32:], "little"), self.deltas)
+            size -= len(plain)
             require(size >= 0, "a content is longer than its size")
             yield plain
         require(size in {0, math.inf}, "a content is shorter than its size")

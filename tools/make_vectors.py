@@ -170,6 +170,8 @@ def describe_footer(footer: Footer) -> dict[str, object]:
     rows = zip(*(column.tolist() for column in columns), strict=True)
     ids = [bytes(row).hex() for row in footer.ids]
     blobs = [{"id": chunk} | dict(zip(names, row, strict=True)) for chunk, row in zip(ids, rows, strict=True)]
+    for row, base in footer.base_ids().items():
+        blobs[row]["base"] = base.hex()
     return {"pack": footer.pack.hex(), "pack_size": footer.pack_size, "blobs": blobs}
 
 
@@ -238,6 +240,25 @@ def sample_packs() -> dict[str, bytes]:
     }
 
 
+def delta_of(chunk: bytes, base: bytes) -> bytes:
+    """Return a blob of codec 3 in its simplest form: differences of bytes, in one plane that is a zstd frame."""
+    differences = (((one - other + 128) & 255) - 128 for one, other in zip(chunk, base, strict=True))
+    frame = zstandard.ZstdCompressor(level=3).compress(bytes((2 * d if d >= 0 else -2 * d - 1) for d in differences))
+    return b"\3\0\1" + struct.pack("<I", len(frame)) + frame
+
+
+def delta_pack() -> bytes:
+    """Return a pack in which two chunks are deltas: of one that is in it, and of one that is not."""
+    base, absent = stream("base", 3_000), bytes(1_000)
+    changed = bytes((byte + number // 1_000) & 255 for number, byte in enumerate(base))
+    builder = PackBuilder(PackId(numbered("pack of deltas")))
+    for chunk, source in ((b"whole", None), (changed, base), (base, None), (b"\xff" * 1_000, absent)):
+        blob = b"\0" + chunk if source is None else delta_of(chunk, source)
+        of = None if source is None else chunk_id(source)
+        builder.add(chunk_id(chunk), blob[0], blob[1:], len(chunk), blob_check(blob[0], blob[1:]), base=of)
+    return b"".join(builder.finish()[1])
+
+
 def write_objects(writer: Writer) -> None:
     """Write an object of each kind, and what it holds."""
     for name, (kind, data) in sample_records().items():
@@ -245,7 +266,7 @@ def write_objects(writer: Writer) -> None:
         writer.binary(f"objects/{name}.bin", data)
         writer.json(f"objects/{name}.json", {"kind": kind.value.decode(), "body": as_json(body)})
     packs = sample_packs()
-    for name, data in packs.items():
+    for name, data in (packs | {"pack-with-deltas": delta_pack()}).items():
         writer.binary(f"objects/{name}.bin", data)
         writer.json(f"objects/{name}.json", {"kind": "P", **describe_footer(footer_of(data))})
     for name, members in {"index": list(packs), "index-empty": []}.items():
@@ -651,6 +672,16 @@ def broken_packs() -> dict[str, tuple[str, bytes, str]]:
         "blob-larger-than-chunk-by-two": (refooted(one, {48 + 36: struct.pack("<I", 3)}), "DamagedObject"),
     }
     broken = {f"pack-of-one--{what}": ("P", data, error) for what, (data, error) in cases.items()}
+    deltas, rows = delta_pack(), 48 + 4 * 44
+    cases = {
+        "fewer-than-listed": (refooted(deltas, {36: b"\1"}), "DamagedObject"),
+        "none": (refooted(deltas, {36: b"\0"}), "DamagedObject"),
+        "more-than-chunks": (refooted(deltas, {36: b"\5"}), "DamagedObject"),
+        "of-no-row": (refooted(deltas, {rows + 4: b"\4"}), "DamagedObject"),
+        "out-of-order": (refooted(deltas, {rows: b"\3", rows + 4: b"\1"}), "DamagedObject"),
+        "twice": (refooted(deltas, {rows + 4: b"\1"}), "DamagedObject"),
+    }
+    broken |= {f"pack-with-deltas--{what}": ("P", data, error) for what, (data, error) in cases.items()}
     return broken | {"pack--sizes-overflow": ("P", refooted(four, {48 + 128: b"\xff" * 16}), "DamagedObject")}
 
 

@@ -182,7 +182,7 @@ def read_object(reader, tmp_path):
 
     def read(good, data):
         snapshot = reader.Snapshot.__new__(reader.Snapshot)
-        snapshot.store, snapshot.inline, snapshot.places = tmp_path, {}, {}
+        snapshot.store, snapshot.inline, snapshot.places, snapshot.deltas = tmp_path, {}, {}, {}
         said = load(f"objects/{good}.json")
         key = f"packs/{said['pack']}" if "pack" in said else "record"
         (tmp_path / key).parent.mkdir(exist_ok=True)

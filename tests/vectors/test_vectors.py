@@ -187,20 +187,29 @@ def check_footer(footer, said):
     columns = (footer.offsets, footer.stored_sizes, footer.plain_sizes, footer.checks)
     rows = zip((bytes(row).hex() for row in footer.ids), *(column.tolist() for column in columns), strict=True)
     names = ("id", "offset", "size", "plain_size", "check")
-    assert [dict(zip(names, row, strict=True)) for row in rows] == said["blobs"]
+    listed = [dict(zip(names, row, strict=True)) for row in rows]
+    for row, base in footer.base_ids().items():
+        listed[row]["base"] = base.hex()
+    assert listed == said["blobs"]
     assert (footer.pack.hex(), footer.pack_size) == (said["pack"], said["pack_size"])
 
 
-@pytest.mark.parametrize("name", ["pack", "pack-of-one"])
+@pytest.mark.parametrize("name", ["pack", "pack-of-one", "pack-with-deltas"])
 def test_packs(name):
     said, data = read_object(name)
     footer = read_footer(data, PackId(bytes.fromhex(said["pack"])))
     check_footer(footer, said)
     builder = PackBuilder(footer.pack)
+    whole = {chunk_id(bytes(1_000)).hex(): bytes(1_000)}  # what no pack holds
+    for blob in sorted(said["blobs"], key=lambda blob: "base" in blob):
+        stored = data[blob["offset"] : blob["offset"] + blob["size"]]
+        plain = Decoder().decode(stored, blob["plain_size"], whole.get(blob.get("base")))
+        assert chunk_id(plain).hex() == blob["id"]
+        whole.setdefault(blob["id"], plain)
     for blob in said["blobs"]:
         stored = data[blob["offset"] : blob["offset"] + blob["size"]]
-        assert chunk_id(Decoder().decode(stored, blob["plain_size"])).hex() == blob["id"]
-        builder.add(bytes.fromhex(blob["id"]), stored[0], stored[1:], blob["plain_size"], blob["check"])
+        base = bytes.fromhex(blob["base"]) if "base" in blob else None
+        builder.add(bytes.fromhex(blob["id"]), stored[0], stored[1:], blob["plain_size"], blob["check"], base=base)
     assert b"".join(builder.finish()[1]) == with_writer_version(data, len(footer.encoded))
 
 
