@@ -1,4 +1,4 @@
-"""Saves of tensors that changed: stored as differences where that pays, and restored byte for byte whatever is forgotten."""
+"""Saves of tensors that changed: differences where that pays, restored byte for byte whatever is forgotten."""
 
 from __future__ import annotations
 
@@ -214,5 +214,3 @@ def test_a_store_whose_readers_know_no_tensors_gets_none(tmp_path):
 def test_a_mode_must_be_known(store):
     with pytest.raises(InvalidArgument, match="delta must be"):
         save(store, b"x", delta="tiny")
-
-
