@@ -70,6 +70,7 @@ _PACKED_IN_TWO, _PACKED_IN_FOUR = (
 _UNSURE = 1.05  # a sample may be wrong by that much
 _STRUCTURED = 0.6  # of a sample, when compressed; if less is left, matches do more than planes could
 _PLANES_GAIN = 0.95
+_ORDER_GAIN = 0.97  # of an unordered delta; to order takes time, and again whenever it is read
 
 
 class Codec(IntEnum):
@@ -190,10 +191,12 @@ class Encoder:
             return None
         lower = as_elements(memoryview(base), width)
         found = differences(as_elements(view, width), lower, is_float=is_float)
+        shape = width.bit_length() - 1 | (_SHAPE_FLOAT if is_float else 0)
+        payload = self._payload(shape, split(found), view)
         if ordered:
             found = grouped(found, exponents(lower, is_float=is_float))
-        flags = (_SHAPE_FLOAT if is_float else 0) | (_SHAPE_ORDERED if ordered else 0)
-        payload = self._payload(width.bit_length() - 1 | flags, split(found), view)
+            other = self._payload(shape | _SHAPE_ORDERED, split(found), view)
+            payload = other if len(other) < _ORDER_GAIN * len(payload) else payload
         return payload if len(payload) < limit else None
 
     def _payload(self, shape: int, planes: list[NDArray[np.uint8]], view: memoryview) -> bytes:
