@@ -136,7 +136,7 @@ class Decoder:
 
 def _differences(chunk: Buffer, base: Buffer) -> bytes:
     pairs = (((one - other) & 255, one) for one, other in zip(bytes(chunk), bytes(base), strict=True))
-    return bytes((2 * d ^ (255 if d > 127 else 0)) & 255 for d, _ in pairs)
+    return bytes((2 * d ^ (255 if d & 128 else 0)) & 255 for d, _ in pairs)
 
 
 def _summed(differences: Buffer, base: Buffer) -> bytes:
