@@ -8,6 +8,7 @@ import random
 import pytest
 
 from cas_checkpoint import fetching
+from cas_checkpoint.bases import KnownBases
 from cas_checkpoint.codecs import Codec, Encoder, blob_check
 from cas_checkpoint.commits import Commit, CommitKey, State, index_key, manifest_key, pack_key
 from cas_checkpoint.elements import Elements
@@ -624,3 +625,70 @@ def test_a_delta_that_decodes_to_something_else_is_damage_and_not_copied_by_a_re
     }
     assert store.repair().chunks_copied == 1
     assert store.repair().quarantined == ()
+
+
+# --- bases as a verification reads them ---------------------------------------------------------
+
+
+def known_bases(backend, *packs):
+    return KnownBases(backend, [read_footer(backend, pack) for pack in packs])
+
+
+def test_a_base_is_read_from_the_first_copy_that_is_right(backend, first, second):
+    one, two = pieces(FIRST["a"])[:2]
+    packs = [own_pack(first), own_pack(second)]
+    packs += [put_pack(backend, one), put_pack(backend, one, two), put_pack(backend, one), put_pack(backend, one, two)]
+    bases = known_bases(backend, *packs)
+    wanted = [chunk_id(one), chunk_id(two)]
+    assert bases.read(wanted) == ({wanted[0]: one, wanted[1]: two}, [])
+    spoil(backend, packs[0], one)
+    backend.delete(pack_key(packs[2]))
+    os.truncate(os.path.join(backend.root, pack_key(packs[3])), 100)
+    found, faults = bases.read(wanted)
+    assert found == {wanted[0]: one, wanted[1]: two}
+    assert [(fault.pack, fault.chunk) for fault in faults] == [(packs[0], wanted[0]), (packs[3], wanted[0])]
+
+
+def test_what_is_no_base_or_no_whole_copy_is_not_found(backend, first, second):
+    bases = known_bases(backend, own_pack(first), own_pack(second))
+    assert bases.read([]) == ({}, [])
+    assert bases.read([chunk_id(pieces(SECOND["a"])[0])]) == ({}, [])
+    assert known_bases(backend, own_pack(second)).read([chunk_id(pieces(FIRST["a"])[0])]) == ({}, [])
+    assert known_bases(backend, own_pack(first)).read([chunk_id(pieces(FIRST["a"])[0])]) == ({}, [])
+
+
+def test_a_base_of_a_newer_codec_is_passed_over(store, backend, second):
+    base = chunk_id(pieces(FIRST["a"])[0])
+    builder = PackBuilder(PackId(os.urandom(16)))
+    builder.add(base, 99, b"newer", PIECE, blob_check(99, b"newer"))
+    footer, parts = builder.finish()
+    backend.put(pack_key(footer.pack), parts)
+    bases = known_bases(backend, footer.pack, own_pack(second))
+    assert bases.read([base]) == ({}, [])
+
+
+def test_a_verification_holds_few_bases_at_once(store, first, second, monkeypatch):
+    monkeypatch.setattr("cas_checkpoint.sampling.MAX_DELTAS", 2 * PIECE)
+    asked = []
+    read = KnownBases.read
+    monkeypatch.setattr(KnownBases, "read", lambda self, chunks: asked.append(len(chunks)) or read(self, chunks))
+    assert store.verify().ok
+    assert sum(asked) == 10
+    assert max(asked) == 2
+
+
+def test_a_lost_base_costs_nothing_where_the_chunk_is_there_as_another_delta(store, backend, saver, first, second):
+    """The copies of a chunk are judged one by one."""
+    base, chunk = pieces(FIRST["a"])[3], pieces(SECOND["a"])[3]
+    like = changed({"x": chunk}, 55)["x"]
+    other = Saver(store)
+    other.save({"x": like}, series="other")
+    other.save({"x": chunk}, {"x": like}, series="other")
+    spoil(backend, own_pack(first), base)
+    store.forget(first)
+    assert store.verify().lost == ()
+    files, notices = contents(second)
+    assert files == SECOND
+    assert notices
+    assert store.repair().healed == paths((second, "a"))
+    assert store.verify().ok
