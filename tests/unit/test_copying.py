@@ -8,7 +8,7 @@ import pytest
 
 from cas_checkpoint import copying
 from cas_checkpoint.backends import LocalBackend
-from cas_checkpoint.codecs import Encoder, blob_check
+from cas_checkpoint.codecs import Codec, Encoder, blob_check
 from cas_checkpoint.commits import pack_key
 from cas_checkpoint.copying import PackCopier, read_blobs
 from cas_checkpoint.errors import DamagedObject, ObjectNotFound
@@ -149,3 +149,78 @@ def test_what_a_footer_says_is_not_believed(backend):
     found = dict(read_blobs(backend, footer, [1]))
     assert isinstance(found[1], DamagedObject)
     assert PackCopier(backend).copy(footer, [0, 1]).damaged.keys() == {0, 1}
+
+
+# --- deltas -------------------------------------------------------------------------------------
+
+BASES = [chunk_id(b"one base"), chunk_id(b"another base")]
+
+
+def put_deltas(backend, name, chunks):
+    """Store a pack of chunks, given as pairs with the id of what each is a delta of, or None."""
+    builder = PackBuilder(PackId(name * 16))
+    for number, (chunk, base) in enumerate(chunks):
+        codec, payload = (Codec.RAW, chunk) if base is None else (Codec.DELTA, b"difference %d" % number)
+        builder.add(chunk_id(chunk), codec, payload, len(chunk), blob_check(codec, payload), base=base)
+    footer, parts = builder.finish()
+    backend.put(pack_key(footer.pack), parts)
+    return footer
+
+
+def test_deltas_are_copied_with_what_they_are_deltas_of(backend):
+    """Though that is not to be had."""
+    one, two, three = CHUNKS[:3]
+    old = put_deltas(backend, b"a", [(one, BASES[0]), (two, None), (three, BASES[1])])
+    copier = PackCopier(backend)
+    assert copier.copy(old, [2, 1]) == (frozenset({copier._builder.pack}), {})
+    (new,) = copier.finish()
+    assert [bytes(chunk) for chunk in new.ids] == [chunk_id(two), chunk_id(three)]
+    assert new.base_ids() == {1: BASES[1]}
+    assert blobs_of(backend, new).items() < blobs_of(backend, old).items()
+
+
+def test_a_damaged_delta_is_not_copied(backend):
+    old = put_deltas(backend, b"a", [(CHUNKS[0], BASES[0]), (CHUNKS[1], BASES[1])])
+    data = bytearray(backend.get(pack_key(old.pack), max_size=2**20))
+    data[int(old.offsets[1]) + 3] ^= 1
+    backend.put(pack_key(old.pack), [bytes(data)])
+    copied = PackCopier(backend).copy(old, [0, 1])
+    assert copied.damaged.keys() == {1}
+    assert len(copied.targets) == 1
+
+
+def test_what_is_no_delta_by_its_codec_is_checked_whole(backend):
+    """A footer may call anything a delta."""
+    old = put_pack(backend, b"a", CHUNKS[1:2])
+    builder = PackBuilder(old.pack)
+    builder.add(chunk_id(CHUNKS[1]), Codec.RAW, CHUNKS[3], len(CHUNKS[3]), 0, base=BASES[0])
+    footer, parts = builder.finish()
+    backend.put(pack_key(footer.pack), parts)
+    assert PackCopier(backend).copy(footer, [0]).damaged.keys() == {0}
+
+
+def test_what_no_footer_calls_a_delta_is_none(backend):
+    builder = PackBuilder(PackId(b"a" * 16))
+    builder.add(chunk_id(b"x"), Codec.DELTA, b"y", 1, blob_check(Codec.DELTA, b"y"))
+    footer, parts = builder.finish()
+    backend.put(pack_key(footer.pack), parts)
+    assert PackCopier(backend).copy(footer, [0]).damaged.keys() == {0}
+
+
+@pytest.mark.parametrize(
+    ("forms", "copied"),
+    [
+        ((None, BASES[0]), [None]),  # what is there whole is there for everybody
+        ((BASES[0], None), [BASES[0], None]),  # a delta is no base
+        ((BASES[0], BASES[0]), [BASES[0]]),
+        ((BASES[0], BASES[1]), [BASES[0], BASES[1]]),  # who needs one perhaps does not know where the other's base is
+        ((BASES[0], BASES[1], None, BASES[0]), [BASES[0], BASES[1], None]),
+    ],
+)
+def test_a_chunk_is_copied_again_only_if_the_copy_does_not_do(backend, forms, copied):
+    copier = PackCopier(backend)
+    for number, base in enumerate(forms):
+        old = put_deltas(backend, b"abcd"[number : number + 1], [(CHUNKS[1], base)])
+        assert len(copier.copy(old, [0]).targets) == 1
+    (new,) = copier.finish()
+    assert [new.base_ids().get(row) for row in range(len(new.ids))] == copied

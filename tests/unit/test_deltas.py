@@ -8,6 +8,7 @@ import random
 import pytest
 
 from cas_checkpoint import fetching
+from cas_checkpoint.bases import KnownBases
 from cas_checkpoint.codecs import Codec, Encoder, blob_check
 from cas_checkpoint.commits import Commit, CommitKey, State, index_key, manifest_key, pack_key
 from cas_checkpoint.elements import Elements
@@ -16,11 +17,12 @@ from cas_checkpoint.footers import read_footer
 from cas_checkpoint.ids import PackId, TransactionId, chunk_id, digest
 from cas_checkpoint.index import encode_index
 from cas_checkpoint.manifests import Content, Entry, EntryType, Manifest, PackRef, encode_entry, encode_ref
+from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import PackBuilder
 from cas_checkpoint.sampling import Sample
 from cas_checkpoint.store import Store
 from cas_checkpoint.transactions import commit, list_commits, list_marks, list_packs, next_sequence, put_move, random_id
-from cas_checkpoint.verifying import AffectedPath
+from cas_checkpoint.verifying import AffectedPath, Verification
 
 PIECE = 8 * 2**10
 INTEGERS = Elements(2, is_float=False)
@@ -80,16 +82,15 @@ def add(builder, plain, like=None):
     builder.add(chunk_id(plain), codec, payload, len(plain), blob_check(codec, payload), base=base)
 
 
-def put_pack(backend, *chunks, is_indexed=True):
+def put_pack(backend, *chunks, name=None):
     """Store a pack of chunks, each given whole or as a pair of it and what it is to be a delta of."""
-    builder = PackBuilder(PackId(os.urandom(16)))
+    builder = PackBuilder(PackId(name or os.urandom(16)))
     for chunk in chunks:
         add(builder, *(chunk if isinstance(chunk, tuple) else (chunk,)))
     footer, parts = builder.finish()
     backend.put(pack_key(footer.pack), parts)
-    if is_indexed:
-        name = TransactionId(footer.pack)
-        backend.put(index_key(name), [encode_index(name, 0, [footer])])
+    name = TransactionId(footer.pack)
+    backend.put(index_key(name), [encode_index(name, 0, [footer])])
     return footer.pack
 
 
@@ -263,7 +264,7 @@ def test_a_damaged_delta_is_read_from_a_copy_of_any_kind(backend, second):
         spoil(backend, own_pack(second), plain)
     other = SOURCE.randbytes(PIECE)
     like = bytes([two[0] ^ 1]) + two[1:]
-    put_pack(backend, one, other, (two, like), like)
+    put_pack(backend, (one, bytes([one[0] ^ 1]) + one[1:]), other, one, (two, like), like)
     with pytest.raises(DamagedObject, match=chunk_id(three).hex()):
         contents(second)
     put_pack(backend, (three, pieces(FIRST["a"])[2]))
@@ -317,7 +318,10 @@ def test_a_forgotten_snapshot_whose_bases_are_gone_is_no_damage(store, backend, 
         list(reader.data(entries[0].content))
 
 
-def test_bases_that_no_pack_of_the_manifest_holds_are_looked_for(backend, first, second):
+@pytest.mark.parametrize("name", [bytes(16), b"\xff" * 16])
+def test_bases_that_no_pack_of_the_manifest_holds_are_looked_for(backend, first, second, name):
+    base = pieces(FIRST["a"])[0]
+    put_pack(backend, (base, bytes([base[0] ^ 1]) + base[1:]), name=name)  # a delta is no base
     reader, notices = second.reader(), []
     reader.notice = notices.append
     own = own_pack(second)
@@ -328,7 +332,7 @@ def test_bases_that_no_pack_of_the_manifest_holds_are_looked_for(backend, first,
     assert pack_key(own_pack(first)) in notice.message
 
 
-def test_bases_that_are_nowhere_are_told_by_their_deltas(backend, second):
+def test_bases_that_are_nowhere_are_told_by_their_deltas(backend, second, monkeypatch):
     reader = second.reader()
     own = own_pack(second)
     for pack in list_packs(backend) - {own}:
@@ -341,6 +345,32 @@ def test_bases_that_are_nowhere_are_told_by_their_deltas(backend, second):
             MissingObject, match=f"difference .*{chunk_id(FIRST['a'][:PIECE]).hex()} is in none of the packs"
         ):
             list(reader.data(entry.content))
+        monkeypatch.setattr("cas_checkpoint.reading.indexed_everywhere", lambda _: pytest.fail("again"))
+
+
+def test_damaged_bases_are_looked_for_once(backend, first, second, monkeypatch):
+    spoil(backend, own_pack(first), pieces(FIRST["a"])[3])
+    reader = second.reader()
+    (entry,) = (entry for entry in reader.entries() if entry.name == "a")
+    looked = []
+    monkeypatch.setattr("cas_checkpoint.reading.indexed_everywhere", lambda _: looked.append(1) or ())
+    for _ in range(3):
+        with pytest.raises(DamagedObject):
+            list(reader.data(entry.content))
+    assert len(looked) == 2  # for the base, and for other copies of what is a delta of it
+
+
+def test_what_is_lost_as_a_base_may_be_there_as_a_delta(backend, saver, first):
+    base = pieces(FIRST["a"])[3]
+    snapshot = saver.save({"1": SECOND["a"], "2": base}, {"1": FIRST["a"]})
+    spoil(backend, own_pack(first), base)
+    like = bytes([base[0] ^ 1]) + base[1:]
+    put_pack(backend, (base, like), like)
+    reader = snapshot.reader()
+    one, two = reader.entries()
+    with pytest.raises(DamagedObject):
+        list(reader.data(one.content))
+    assert b"".join(reader.data(two.content)) == base
 
 
 def test_a_base_of_another_size_is_refused(backend, saver, first):
@@ -593,6 +623,30 @@ def test_a_stray_delta_is_healed_together_with_its_base(store, backend, saver, f
     assert store.verify().lost == ()
 
 
+def test_a_copy_that_is_a_delta_is_no_base(store, backend, first, second):
+    base = pieces(FIRST["a"])[3]
+    like = bytes([base[0] ^ 1]) + base[1:]
+    other = Saver(store)
+    other.save({"x": like}, series="other")
+    other.save({"x": base}, {"x": like}, series="other")
+    assert store.verify().ok
+    spoil(backend, own_pack(first), base)
+    report = store.verify()
+    assert report.lost == paths((second, "a"))
+    (problem,) = report.problems
+    assert problem.key == pack_key(own_pack(first))
+    assert store.repair().healed == paths((first, "a"))
+    assert contents(first)[0] == FIRST
+
+
+def test_a_pack_is_intact_whatever_became_of_its_bases(store, backend, first, second):
+    spoil(backend, own_pack(first), pieces(FIRST["a"])[3])
+    found = Verification(backend, store._header, sample=Sample(1.0, 0), workers=1, monitor=Monitor())
+    found.run()
+    assert found.is_intact(own_pack(second))
+    assert not found.is_intact(own_pack(first))
+
+
 def test_a_missing_pack_of_bases_is_told_with_the_files_that_are_lost(store, backend, first, second):
     backend.delete(pack_key(own_pack(first)))
     report = store.verify()
@@ -624,3 +678,70 @@ def test_a_delta_that_decodes_to_something_else_is_damage_and_not_copied_by_a_re
     }
     assert store.repair().chunks_copied == 1
     assert store.repair().quarantined == ()
+
+
+# --- bases as a verification reads them ---------------------------------------------------------
+
+
+def known_bases(backend, *packs):
+    return KnownBases(backend, [read_footer(backend, pack) for pack in packs])
+
+
+def test_a_base_is_read_from_the_first_copy_that_is_right(backend, first, second):
+    one, two = pieces(FIRST["a"])[:2]
+    packs = [own_pack(first), own_pack(second)]
+    packs += [put_pack(backend, one), put_pack(backend, one, two), put_pack(backend, one), put_pack(backend, one, two)]
+    bases = known_bases(backend, *packs)
+    wanted = [chunk_id(one), chunk_id(two)]
+    assert bases.read(wanted) == ({wanted[0]: one, wanted[1]: two}, [])
+    spoil(backend, packs[0], one)
+    backend.delete(pack_key(packs[2]))
+    os.truncate(os.path.join(backend.root, pack_key(packs[3])), 100)
+    found, faults = bases.read(wanted)
+    assert found == {wanted[0]: one, wanted[1]: two}
+    assert [(fault.pack, fault.chunk) for fault in faults] == [(packs[0], wanted[0]), (packs[3], wanted[0])]
+
+
+def test_what_is_no_base_or_no_whole_copy_is_not_found(backend, first, second):
+    bases = known_bases(backend, own_pack(first), own_pack(second))
+    assert bases.read([]) == ({}, [])
+    assert bases.read([chunk_id(pieces(SECOND["a"])[0])]) == ({}, [])
+    assert known_bases(backend, own_pack(second)).read([chunk_id(pieces(FIRST["a"])[0])]) == ({}, [])
+    assert known_bases(backend, own_pack(first)).read([chunk_id(pieces(FIRST["a"])[0])]) == ({}, [])
+
+
+def test_a_base_of_a_newer_codec_is_passed_over(store, backend, second):
+    base = chunk_id(pieces(FIRST["a"])[0])
+    builder = PackBuilder(PackId(os.urandom(16)))
+    builder.add(base, 99, b"newer", PIECE, blob_check(99, b"newer"))
+    footer, parts = builder.finish()
+    backend.put(pack_key(footer.pack), parts)
+    bases = known_bases(backend, footer.pack, own_pack(second))
+    assert bases.read([base]) == ({}, [])
+
+
+def test_a_verification_holds_few_bases_at_once(store, first, second, monkeypatch):
+    monkeypatch.setattr("cas_checkpoint.sampling.MAX_DELTAS", 2 * PIECE)
+    asked = []
+    read = KnownBases.read
+    monkeypatch.setattr(KnownBases, "read", lambda self, chunks: asked.append(len(chunks)) or read(self, chunks))
+    assert store.verify().ok
+    assert sum(asked) == 10
+    assert max(asked) == 2
+
+
+def test_a_lost_base_costs_nothing_where_the_chunk_is_there_as_another_delta(store, backend, saver, first, second):
+    """The copies of a chunk are judged one by one."""
+    base, chunk = pieces(FIRST["a"])[3], pieces(SECOND["a"])[3]
+    like = changed({"x": chunk}, 55)["x"]
+    other = Saver(store)
+    other.save({"x": like}, series="other")
+    other.save({"x": chunk}, {"x": like}, series="other")
+    spoil(backend, own_pack(first), base)
+    store.forget(first)
+    assert store.verify().lost == ()
+    files, notices = contents(second)
+    assert files == SECOND
+    assert notices
+    assert store.repair().healed == paths((second, "a"))
+    assert store.verify().ok

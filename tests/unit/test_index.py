@@ -265,6 +265,27 @@ def test_an_index_tells_deltas_and_their_bases_as_a_dictionary_does(data):
     assert index.locate(ids_array(b"".join(pool)), whole=True).found.tolist() == [chunk in whole for chunk in pool]
 
 
+def test_all_bases_of_a_chunk_are_told_whatever_copies_there_are():
+    chunks, bases = random_ids(6), random_ids(4, seed=1)
+    index = ChunkIndex()
+    assert index.every_base(ids_array(b"".join(chunks))).shape == (0, 32)
+    index.add([footer_for(1, chunks, dict.fromkeys(chunks[:2], bases[0]))])
+    index.add([footer_for(2, chunks[:3], {chunks[1]: bases[1], chunks[2]: bases[2]})])
+    index.add(
+        [footer_for(3, [chunks[5]] * 2, {chunks[5]: bases[3]}), footer_for(4, chunks[1:2], {chunks[1]: bases[0]})]
+    )
+
+    def told(*wanted):
+        return {bytes(base) for base in index.every_base(ids_array(b"".join(wanted)))}
+
+    assert told(chunks[0]) == {bases[0]}
+    assert told(chunks[1]) == {bases[0], bases[1]}
+    assert told(chunks[0], chunks[2]) == {bases[0], bases[2]}
+    assert told(chunks[3], chunks[4], bases[0]) == set()
+    assert told(*chunks) == set(bases)
+    assert told() == set()
+
+
 def test_tables_of_bases_are_joined_so_that_few_are_searched():
     index = ChunkIndex()
     for number in range(200):
