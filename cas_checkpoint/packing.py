@@ -34,7 +34,10 @@ _METADATA_HELD = 8 * 2**20  # bytes of entries and lists kept back, so that they
 _ARENA_MARGIN = MAX_CHUNK_SIZE  # for the chunk that fills a pack
 _MAX_AHEAD = 5
 _LENT_SIZE = 160 * 2**20  # at most so much memory is lent to packs; beyond that, what is in buffers is copied
-_DELTA_SHARE = 0.8  # of what a chunk would be as a whole; a delta that is larger is not worth a second read
+_DELTA_SHARE = {False: 0.85, True: 0.97}  # of what a chunk would be whole; more is not worth a second read
+    False: 0.85,
+    True: 0.97,
+}  # of what a chunk would be as a whole; a larger delta is not worth a second read
 _LENT_SHARE = 5 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
 Spans = Sequence[tuple[int, int]]
@@ -319,7 +322,7 @@ class Packer:
         if elements is not None and base is not None and bases is not None:
             earlier = bases.get(base.chunk, len(plain))
             if earlier is not None:
-                limit = int(_DELTA_SHARE * encoder.estimate(plain, elements))
+                limit = int(_DELTA_SHARE[self._coding.small] * encoder.estimate(plain, elements))
                 delta = encoder.encode_delta(plain, earlier, elements, ordered=self._coding.small, limit=limit)
                 if delta is not None:
                     blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
