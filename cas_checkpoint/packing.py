@@ -35,9 +35,6 @@ _ARENA_MARGIN = MAX_CHUNK_SIZE  # for the chunk that fills a pack
 _MAX_AHEAD = 5
 _LENT_SIZE = 160 * 2**20  # at most so much memory is lent to packs; beyond that, what is in buffers is copied
 _DELTA_SHARE = {False: 0.85, True: 0.97}  # of what a chunk would be whole; more is not worth a second read
-    False: 0.85,
-    True: 0.97,
-}  # of what a chunk would be as a whole; a larger delta is not worth a second read
 _LENT_SHARE = 5 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
 Spans = Sequence[tuple[int, int]]
