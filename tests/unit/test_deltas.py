@@ -10,7 +10,7 @@ import pytest
 from cas_checkpoint import fetching
 from cas_checkpoint.bases import KnownBases
 from cas_checkpoint.codecs import Codec, Encoder, blob_check
-from cas_checkpoint.commits import Commit, CommitKey, State, index_key, manifest_key, pack_key
+from cas_checkpoint.commits import Commit, CommitKey, Inline, State, index_key, manifest_key, pack_key
 from cas_checkpoint.elements import Elements
 from cas_checkpoint.errors import DamagedObject, MissingObject, SnapshotForgotten
 from cas_checkpoint.footers import read_footer
@@ -103,6 +103,10 @@ def changed(files, place=7):
             altered[at + place] ^= 0x15
         result[path] = bytes(altered)
     return result
+
+
+def ref(plain):
+    return encode_ref(chunk_id(plain), len(plain))
 
 
 def pieces(data):
@@ -371,6 +375,42 @@ def test_what_is_lost_as_a_base_may_be_there_as_a_delta(backend, saver, first):
     with pytest.raises(DamagedObject):
         list(reader.data(one.content))
     assert b"".join(reader.data(two.content)) == base
+
+
+def test_what_no_pack_holds_whole_may_be_there_as_a_delta(backend, saver, first):
+    base = pieces(FIRST["a"])[3]
+    snapshot = saver.save({"1": SECOND["a"], "2": base}, {"1": FIRST["a"]})
+    like = bytes([base[0] ^ 1]) + base[1:]
+    others = [plain for name in "abc" for plain in pieces(FIRST[name]) if plain != base]
+    kept = put_pack(backend, *others)
+    put_pack(backend, (base, like), like)
+    backend.delete(index_key(TransactionId(own_pack(first))))
+    moved(backend, own_pack(first), kept)
+    reader = snapshot.reader()
+    one, two = reader.entries()
+    with pytest.raises(MissingObject, match=chunk_id(base).hex()):
+        list(reader.data(one.content))
+    assert b"".join(reader.data(two.content)) == base
+
+
+def test_a_snapshot_within_its_commit_may_hold_deltas_of_its_own_chunks(store, backend):
+    one, two = FIRST["c"], changed({"c": FIRST["c"]})["c"]
+    key = CommitKey("inline", 1, TransactionId(random_id()))
+    builder = PackBuilder(PackId(key.transaction))
+    entries = b"".join(
+        encode_entry(Entry(path, EntryType.FILE, 0o644, 0, len(plain), Content(len(plain), 0, ref(plain))))
+        for path, plain in ((b"1", one), (b"2", two))
+    )
+    for plain, like in ((two, one), (one, None), (entries, None)):
+        add(builder, plain, like)
+    pack = b"".join(builder.finish()[1])
+    store_id = store._header.store
+    manifest = Manifest(store_id, *key, 0, (), Content(len(entries), 0, ref(entries)), 2).encode()
+    record = Commit(State.COMMITTED, store_id, key, manifest_digest=digest((manifest,)), manifest_size=len(manifest))
+    commit(backend, record._replace(inline=Inline(manifest, pack)))
+    snapshot = store.snapshot("inline@1")
+    assert contents(snapshot) == ({"1": one, "2": two}, [])
+    assert store.verify().ok
 
 
 def test_a_base_of_another_size_is_refused(backend, saver, first):
