@@ -278,7 +278,7 @@ class ChunkIndex:
 
         The same id may come several times, and so do those for chunks whose ids begin with the same eight bytes.
         """
-        words = np.unique(id_words(ids)[0])
+        words = np.unique(id_words(ids)[0]) if self._deltas else np.empty(0, np.uint64)
         places = [np.empty(0, np.uint64)]
         for run in self._deltas:
             starts, ends = (np.searchsorted(run.words[0], words, side) for side in ("left", "right"))

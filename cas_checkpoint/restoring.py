@@ -281,7 +281,7 @@ class _Job:
         running: deque[Future[int]] = deque()
         lost = self._teller(window.places)
         for request in self._reader.plan(window.refs, lost=lost):
-            if self._reader.near and request.size < len(request.rows) * _SMALL_CHUNK:
+            if self._reader.near and sum(row.plain_size for row in request.rows) < len(request.rows) * _SMALL_CHUNK:
                 self._count(self._fetch(request, window.places, lost))
                 continue
             running.append(pool.submit(self._fetch, request, window.places, lost))

@@ -47,13 +47,70 @@ def check_object(data: bytes, kind: bytes, key: str) -> None:
     require(data[8:9] == kind and blake3(data[:-32]).digest() == data[-32:], f"{key} has a wrong kind or checksum")
 
 
-def decode(blob: bytes, plain_size: int) -> bytes:
+def decode(blob: bytes, plain_size: int, base: bytes | None = None) -> bytes:
     """Section 6."""
-    known = blob[0] == 0 or (blob[0] == 1 and zstandard.frame_content_size(blob[1:]) == plain_size)
-    require(known and len(blob) <= plain_size + 1, f"a blob has a wrong size, or codec {blob[0]} is not known here")
-    plain = zstandard.ZstdDecompressor().decompress(blob[1:], allow_extra_data=False) if blob[0] else blob[1:]
-    require(len(plain) == plain_size, "a blob has another plain size")
+    require(
+        blob[0] < 4 and len(blob) <= plain_size + 1, f"a blob has a wrong size, or codec {blob[0]} is not known here"
+    )
+    return expand(blob, plain_size) if blob[0] < 2 else join(blob, plain_size, base)
+
+
+def expand(data: bytes, size: int) -> bytes:
+    """Read bytes that are raw or a frame, as the first byte says."""
+    known = data[0] == 0 or (data[0] == 1 and zstandard.frame_content_size(data[1:]) == size)
+    require(known, "a frame has a wrong size, or is in an unknown coding")
+    plain = zstandard.ZstdDecompressor().decompress(data[1:], allow_extra_data=False) if data[0] else data[1:]
+    require(len(plain) == size, "a blob or a part of one has another plain size")
     return plain
+
+
+def part(data: bytes) -> tuple[bytes, bytes]:
+    """Return a part with its coding before it, and what follows."""
+    end = 5 + int.from_bytes(data[1:5], "little")
+    require(5 <= end <= len(data), "a part of a blob is cut short")
+    return data[:1] + data[5:end], data[end:]
+
+
+def plane(data: bytes, count: int) -> bytes:
+    """Read one byte of each element; small values may be packed into 2 or 4 bits, large ones come after them."""
+    if data[0] < 2:
+        return expand(data, count)
+    bits = {2: 2, 3: 4}[data[0]]
+    small, rest = part(data[5:])
+    packed = expand(small, -(-count * bits // 8))
+    values = bytearray(packed[i * bits // 8] >> i * bits % 8 & 2**bits - 1 for i in range(count))
+    large = [i for i, value in enumerate(values) if value == 2**bits - 1]
+    require(len(large) == int.from_bytes(data[1:5], "little"), "a plane has another number of large values")
+    for i, value in zip(large, expand(rest, len(large)), strict=True):
+        values[i] = value
+    return bytes(values)
+
+
+def join(blob: bytes, size: int, base: bytes | None) -> bytes:
+    """Put planes together; those of a delta are differences from the base."""
+    codec, shape, rest = blob[0], blob[1], blob[2:]
+    require(shape < (8 if codec == 2 else 16), "a blob has an unknown shape")
+    width, is_float = 1 << (shape & 3), bool(shape & 4)
+    planes, top = [], 1 << 8 * width - 1
+    for _ in range(width):
+        data, rest = part(rest)
+        planes.append(plane(data, size // width))
+    require(len(rest) == size % width, "a blob has another number of bytes after its planes")
+    values = [int.from_bytes(column, "little") for column in zip(*planes, strict=True)]
+    if codec == 2 and is_float:
+        values = [value >> 1 | (value & 1) * top for value in values]
+    elif codec == 3:
+        base = base or b""
+        require(len(base) == size, "a delta has no base of its size")
+        lower = [int.from_bytes(base[at : at + width], "little") for at in range(0, size - len(rest), width)]
+        if shape & 8:  # sorted by the highest byte of the base, without its sign
+            shift = 8 * width - (9 if is_float and width > 1 else 8)
+            order = sorted(range(len(lower)), key=lambda number: lower[number] >> shift & 255)
+            values = [value for _, value in sorted(zip(order, values, strict=True))]
+        lower = [(value ^ (2 * top - 1 if value & top else top)) if is_float else value for value in lower]
+        values = [(value >> 1 ^ -(value & 1)) + old & 2 * top - 1 for value, old in zip(values, lower, strict=True)]
+        values = [(value ^ (top if value & top else 2 * top - 1)) if is_float else value for value in values]
+    return b"".join(value.to_bytes(width, "little") for value in values) + rest
 
 
 def split(pieces: Iterable[bytes], row_size: int = 0) -> Iterator[bytes]:
@@ -99,7 +156,7 @@ class Snapshot:
         self.deltas: dict[bytes, tuple[str, int, int, int, int, bytes]] = {}
         header = self.read_record("cas-checkpoint", b"H", 2**16, {"chunk_id": "blake3-256", "key_slots": []})
         features = header["features"]["read"]
-        require(type(features) is list and {*features} <= {"moves"}, f"unknown features: {features!r:.200}")
+        require(type(features) is list and {*features} <= {"moves", "tensors"}, f"unknown features: {features!r:.200}")
         escaped = re.sub(rb"[^a-z0-9_.-]|\A\.|\.\Z", lambda byte: b"%%%02x" % ord(byte[0]), series.encode()).decode()
         wanted = re.compile(f"{sequence.zfill(16) if sequence else '[0-9]{16}'}-[0-9a-f]{{32}}")
         for key in sorted(filter(wanted.fullmatch, os.listdir(f"{store}/commits/{escaped}")), reverse=True):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from cas_checkpoint import fetching
 from cas_checkpoint.bases import KnownBases
 from cas_checkpoint.codecs import Codec, Encoder, blob_check
-from cas_checkpoint.commits import Commit, CommitKey, State, index_key, manifest_key, pack_key
+from cas_checkpoint.commits import Commit, CommitKey, Inline, State, index_key, manifest_key, pack_key
 from cas_checkpoint.elements import Elements
 from cas_checkpoint.errors import DamagedObject, MissingObject, SnapshotForgotten
 from cas_checkpoint.footers import read_footer
@@ -24,6 +27,7 @@ from cas_checkpoint.store import Store
 from cas_checkpoint.transactions import commit, list_commits, list_marks, list_packs, next_sequence, put_move, random_id
 from cas_checkpoint.verifying import AffectedPath, Verification
 
+READER = Path(__file__).parents[2] / "tools" / "independent_reader.py"
 PIECE = 8 * 2**10
 INTEGERS = Elements(2, is_float=False)
 
@@ -31,7 +35,8 @@ INTEGERS = Elements(2, is_float=False)
 class Saver:
     """Saves files into a store, cut into pieces of one size, as deltas of the same pieces of other files."""
 
-    def __init__(self, store):
+    def __init__(self, store, elements=INTEGERS, *, is_ordered=False):
+        self._coding = {"elements": elements, "is_ordered": is_ordered}
         self.store, self.backend = store, store._backend
         self.homes = {}  # for each chunk where it is stored, and as a delta of what
 
@@ -45,7 +50,7 @@ class Saver:
         def put(plain, like=None):
             chunk = chunk_id(plain)
             if chunk not in self.homes:
-                add(builder, plain, like)
+                add(builder, plain, like, **self._coding)
                 self.homes[chunk] = own, None if like is None else chunk_id(like)
             home, source = self.homes[chunk]
             used.update({home} if source is None else {home, self.homes[source][0]})
@@ -71,13 +76,13 @@ class Saver:
         return self.store.snapshot(transaction.hex())
 
 
-def add(builder, plain, like=None):
+def add(builder, plain, like=None, *, elements=INTEGERS, is_ordered=False):
     """Add a chunk to a pack, whole or as a delta of another."""
     base = None
     codec, payload = Encoder().encode(plain)
     if like is not None:
         codec, base = Codec.DELTA, chunk_id(like)
-        payload = Encoder().encode_delta(plain, like, INTEGERS, ordered=False, limit=len(plain))
+        payload = Encoder().encode_delta(plain, like, elements, ordered=is_ordered, limit=len(plain))
         assert payload is not None
     builder.add(chunk_id(plain), codec, payload, len(plain), blob_check(codec, payload), base=base)
 
@@ -103,6 +108,10 @@ def changed(files, place=7):
             altered[at + place] ^= 0x15
         result[path] = bytes(altered)
     return result
+
+
+def ref(plain):
+    return encode_ref(chunk_id(plain), len(plain))
 
 
 def pieces(data):
@@ -195,6 +204,20 @@ def test_deltas_are_read_however_a_snapshot_is_read(store, backend, second, tmp_
     with second.open("a") as file:
         file.seek(2 * PIECE - 3)
         assert file.read(10) == SECOND["a"][2 * PIECE - 3 : 2 * PIECE + 7]
+
+
+@pytest.mark.parametrize(
+    "elements", [Elements(width, is_float) for width in (1, 2, 4, 8) for is_float in (True, False)]
+)
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_deltas_are_read_by_the_second_reader(store, tmp_path, elements, is_ordered):
+    saver = Saver(store, elements, is_ordered=is_ordered)
+    first, second = FIRST | {"odd": FIRST["c"][:1001]}, SECOND | {"odd": SECOND["c"][:1001]}
+    saver.save(first)
+    saver.save(second, first)
+    command = [sys.executable, READER, store._backend.root, tmp_path / "target", "default@2"]
+    subprocess.run(command, check=True, timeout=60)
+    assert {name: (tmp_path / "target" / name).read_bytes() for name in second} == second
 
 
 def test_deltas_of_deltas_are_never_needed(saver, second):
@@ -371,6 +394,42 @@ def test_what_is_lost_as_a_base_may_be_there_as_a_delta(backend, saver, first):
     with pytest.raises(DamagedObject):
         list(reader.data(one.content))
     assert b"".join(reader.data(two.content)) == base
+
+
+def test_what_no_pack_holds_whole_may_be_there_as_a_delta(backend, saver, first):
+    base = pieces(FIRST["a"])[3]
+    snapshot = saver.save({"1": SECOND["a"], "2": base}, {"1": FIRST["a"]})
+    like = bytes([base[0] ^ 1]) + base[1:]
+    others = [plain for name in "abc" for plain in pieces(FIRST[name]) if plain != base]
+    kept = put_pack(backend, *others)
+    put_pack(backend, (base, like), like)
+    backend.delete(index_key(TransactionId(own_pack(first))))
+    moved(backend, own_pack(first), kept)
+    reader = snapshot.reader()
+    one, two = reader.entries()
+    with pytest.raises(MissingObject, match=chunk_id(base).hex()):
+        list(reader.data(one.content))
+    assert b"".join(reader.data(two.content)) == base
+
+
+def test_a_snapshot_within_its_commit_may_hold_deltas_of_its_own_chunks(store, backend):
+    one, two = FIRST["c"], changed({"c": FIRST["c"]})["c"]
+    key = CommitKey("inline", 1, TransactionId(random_id()))
+    builder = PackBuilder(PackId(key.transaction))
+    entries = b"".join(
+        encode_entry(Entry(path, EntryType.FILE, 0o644, 0, len(plain), Content(len(plain), 0, ref(plain))))
+        for path, plain in ((b"1", one), (b"2", two))
+    )
+    for plain, like in ((two, one), (one, None), (entries, None)):
+        add(builder, plain, like)
+    pack = b"".join(builder.finish()[1])
+    store_id = store._header.store
+    manifest = Manifest(store_id, *key, 0, (), Content(len(entries), 0, ref(entries)), 2).encode()
+    record = Commit(State.COMMITTED, store_id, key, manifest_digest=digest((manifest,)), manifest_size=len(manifest))
+    commit(backend, record._replace(inline=Inline(manifest, pack)))
+    snapshot = store.snapshot("inline@1")
+    assert contents(snapshot) == ({"1": one, "2": two}, [])
+    assert store.verify().ok
 
 
 def test_a_base_of_another_size_is_refused(backend, saver, first):
