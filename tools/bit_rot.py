@@ -3,7 +3,8 @@
 
 Usage: bit_rot.py [--stride N] [--seed N] [--processes N]
 
-The store holds snapshots within their commits, in packs, and moved by a collection. After each flip a verification of
+The store holds snapshots within their commits, in packs, and moved by a collection; tensors in planes, tensors that are
+stored as deltas of those, and some whose bases belong to no snapshot any more. After each flip a verification of
 all data must find something wrong, and a restore of each snapshot must give the bytes that were saved, or an error of
 this package. With a stride, only every so manieth bit is flipped. Exit code 1 if anything is not so.
 """
