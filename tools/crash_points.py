@@ -67,9 +67,7 @@ class World:
 
     def tensors(self) -> Files:
         """Return the tensors of the last snapshot that has any."""
-        return next(
-            ({TENSORS: files[TENSORS]} for files in reversed(self.saved.values()) if TENSORS in files), {}
-        )
+        return next(({TENSORS: files[TENSORS]} for files in reversed(self.saved.values()) if TENSORS in files), {})
 
     def wrong(self) -> Iterator[str]:
         """Yield what is not as it must be."""
@@ -90,7 +88,7 @@ class World:
 
 
 def small() -> None:
-    """Let packs, what commits carry and files with deltas be small, and index objects be merged soon, in this process."""
+    """Let packs, inline snapshots and files with deltas be small, and index objects be merged soon, in this process."""
     packing.PACK_SIZE = _SMALL_PACK
     saving.__dict__["MAX_INLINE_SIZE"] = _SMALL_INLINE
     merging.__dict__["_MERGE_ABOVE"] = 2
@@ -103,18 +101,14 @@ def noise(seed: int, size: int) -> bytes:
 
 
 @lru_cache
-def weights(seed: int, steps: int = 0, tensors: int = 1) -> bytes:
-    """Return a safetensors file of float32 tensors; each step moves every number a little."""
+def weights(seed: int, steps: int = 0, size: int = _TENSOR_SIZE, move: float = 1e-5) -> bytes:
+    """Return a safetensors file of float32 numbers, so many bytes of them; each step moves each by about `move`."""
     generator = np.random.default_rng(seed)
-    count = tensors * _TENSOR_SIZE // 4
-    values = generator.normal(0, 0.05, count)
+    values = generator.normal(0, 0.05, size // 4)
     for _ in range(steps):
-        values += generator.normal(0, 1e-5, count)
-    ends = [(number + 1) * _TENSOR_SIZE for number in range(tensors)]
-    shape = [_TENSOR_SIZE // 4]
-    header = json.dumps(
-        {f"t{end}": {"dtype": "F32", "shape": shape, "data_offsets": [end - _TENSOR_SIZE, end]} for end in ends}
-    ).encode()
+        values += generator.normal(0, move, len(values))
+    tensor = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {"steps": str(steps)}, "weight": tensor}).encode()
     return len(header).to_bytes(8, "little") + header + values.astype("<f4").tobytes()
 
 

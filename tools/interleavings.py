@@ -5,9 +5,10 @@ Usage: interleavings.py [--schedules N] [--seed N] [--processes N]
 
 Each seed is a schedule: it decides who goes on at each operation, and in every second one who is stopped for ever on
 the way. The same seed is the same schedule again. Some of what is saved are tensors that change a little, so that there
-are deltas, and in every second pair of schedules one of the savers keeps only its last snapshot. In the end what was acknowledged and not forgotten must be restored
-byte for byte, the reader must have read the right bytes or found the snapshot forgotten, a verification must find
-nothing wrong, and after collections in quiet nothing must be left that no snapshot needs. Exit code 1 if it is not so.
+are deltas, and two of every four schedules have a saver that keeps only its last snapshot. In the end what was
+acknowledged and not forgotten must be restored byte for byte, the reader must have read the right bytes or found the
+snapshot forgotten, a verification must find nothing wrong, and after collections in quiet nothing must be left that no
+snapshot needs. Exit code 1 if it is not so.
 """
 
 from __future__ import annotations
