@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from crash_points import weights
+from tensors_that_move import weights
 
 from cas_checkpoint import CasCheckpointError, Store, comparing, saving
 from cas_checkpoint.backends import LocalBackend

@@ -13,28 +13,22 @@ Exit code 1 if anything is not so.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
-import numpy as np
+from tensors_that_move import TENSOR_SIZE, count_deltas, weights
 
 from cas_checkpoint import CasCheckpointError, Snapshot, SnapshotNotFound, Store, comparing, merging, packing, saving
-from cas_checkpoint.backends import Backend
-from cas_checkpoint.footers import read_footer
-from cas_checkpoint.ids import PackId
 from cas_checkpoint.testing import Crash, SimulatedBackend, SimulatedCrash, in_one_thread
-from cas_checkpoint.transactions import list_marks, list_packs, publish_mark
+from cas_checkpoint.transactions import list_marks, publish_mark
 
 Files = dict[str, bytes]
 _SMALL_PACK = 30_000
 _SMALL_INLINE = 2_000
-_TENSOR_SIZE = 2**16  # bytes; of smaller ones no deltas are made
 
 
 class World:
@@ -92,30 +86,12 @@ def small() -> None:
     packing.PACK_SIZE = _SMALL_PACK
     saving.__dict__["MAX_INLINE_SIZE"] = _SMALL_INLINE
     merging.__dict__["_MERGE_ABOVE"] = 2
-    comparing.__dict__["_MIN_FORECAST"] = _TENSOR_SIZE
+    comparing.__dict__["_MIN_FORECAST"] = TENSOR_SIZE
 
 
 def noise(seed: int, size: int) -> bytes:
     """Return random bytes."""
     return Random(seed).randbytes(size)  # noqa: S311 -- a seed must give the same bytes
-
-
-@lru_cache
-def weights(seed: int, steps: int = 0, size: int = _TENSOR_SIZE, move: float = 1e-5) -> bytes:
-    """Return a safetensors file of float32 numbers, so many bytes of them; each step moves each by about `move`."""
-    generator = np.random.default_rng(seed)
-    values = generator.normal(0, 0.05, size // 4)
-    for _ in range(steps):
-        values += generator.normal(0, move, len(values))
-    tensor = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, size]}
-    header = json.dumps({"__metadata__": {"steps": str(steps)}, "weight": tensor}).encode()
-    return len(header).to_bytes(8, "little") + header + values.astype("<f4").tobytes()
-
-
-def count_deltas(backend: Backend, *, without: Container[PackId] = ()) -> int:
-    """Return how many chunks are stored as deltas in the packs of a store but some."""
-    packs = (pack for pack in list_packs(backend) if pack not in without)
-    return sum(len(read_footer(backend, pack).delta_rows) for pack in packs)
 
 
 TENSORS = "f0m"  # among others, so that there are other things in its packs

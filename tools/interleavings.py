@@ -21,7 +21,8 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from crash_points import FILES, OTHERS, SOME, TENSORS, Files, World, count_deltas, noise, recover, small, weights
+from crash_points import FILES, OTHERS, SOME, TENSORS, Files, World, noise, recover, small
+from tensors_that_move import count_deltas, weights
 
 from cas_checkpoint import CasCheckpointError, SaveAborted, SnapshotNotFound, Store
 from cas_checkpoint.backends import Backend
