@@ -31,10 +31,12 @@ from typing import NamedTuple
 from tensors_that_move import count_deltas, weights
 
 from cas_checkpoint import CasCheckpointError, SaveAborted, SnapshotNotFound, Store, packing
+from cas_checkpoint.backends import open_backend
 
 BLOCKS = 48
 BLOCK_SIZE = 150_000
-_MODELS, _STEPS, _MODEL_SIZE = 2, 4, 600_000
+_MODELS, _STEPS, _MODEL_SIZE = 2, 4, 400_000
+_SAVES_WITH_DELTAS = 40  # among so many there must be some
 ROLES = ("saver", "forgetter", "collector", "reader")
 
 
@@ -248,9 +250,10 @@ def run(options: argparse.Namespace) -> int:
         place.open()
         counts = {role: getattr(options, f"{role}s") for role in ROLES}
         done = thrash(place, counts, options.seconds, options.seed)
-        deltas = count_deltas(place.open()._backend)
+        deltas = count_deltas(open_backend(place.url))
         wrong = list(judge(place))
-        wrong += ["there are no deltas"] if not deltas else []
+        if not deltas and len(place.read("saved")) > _SAVES_WITH_DELTAS:
+            wrong.append("there are no deltas")
         lines = {
             kind: len(place.read(kind)) for kind in ("saved", "aborted", "forgetting", "collected", "read", "errors")
         }
