@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from cas_checkpoint.errors import TargetObstructed
 from cas_checkpoint.footers import read_footer
-from cas_checkpoint.footers import read_footer
 from cas_checkpoint.store import Store
 from cas_checkpoint.testing.strategies import moved_tensors, tensor_file
 from cas_checkpoint.transactions import list_packs
@@ -429,6 +428,13 @@ class Histories(RuleBasedStateMachine):
             for item in list(self.store._backend.list("index/")):
                 self.store._backend.delete(item.key)
         self.store = Store.open(self.url, durable=False, workers=2)
+
+    @rule(choice=st.integers(0, 50))
+    def forget_and_collect(self, choice):
+        if len(self.saved) > 1:
+            ref, _ = self.saved.pop(choice % len(self.saved))
+            self.store.forget(ref)
+            self.store.collect(repack=0.1)
 
     # --- restores ---
 
