@@ -20,7 +20,9 @@ from contextlib import suppress
 from random import Random
 from typing import NamedTuple
 
-from cas_checkpoint import CasCheckpointError, Snapshot, SnapshotNotFound, Store, merging, packing, saving
+from tensors_that_move import TENSOR_SIZE, count_deltas, weights
+
+from cas_checkpoint import CasCheckpointError, Snapshot, SnapshotNotFound, Store, comparing, merging, packing, saving
 from cas_checkpoint.testing import Crash, SimulatedBackend, SimulatedCrash, in_one_thread
 from cas_checkpoint.transactions import list_marks, publish_mark
 
@@ -44,11 +46,11 @@ class World:
         """Open the store."""
         return Store.open(self.backend, create=True, workers=1)
 
-    def save(self, files: Files, *, keep: int | None = None) -> Snapshot:
+    def save(self, files: Files, *, series: str = "default", keep: int | None = None) -> Snapshot:
         """Save, and note what was acknowledged."""
         if keep is not None:
             self.leaving |= self.saved.keys()
-        snapshot = self.store().save(files, keep=keep)
+        snapshot = self.store().save(files, series=series, keep=keep)
         self.saved[snapshot.id] = files
         return snapshot
 
@@ -56,6 +58,10 @@ class World:
         """Forget a snapshot."""
         self.leaving.add(snapshot.id)
         self.store().forget(snapshot)
+
+    def tensors(self) -> Files:
+        """Return the tensors of the last snapshot that has any."""
+        return next(({TENSORS: files[TENSORS]} for files in reversed(self.saved.values()) if TENSORS in files), {})
 
     def wrong(self) -> Iterator[str]:
         """Yield what is not as it must be."""
@@ -76,10 +82,11 @@ class World:
 
 
 def small() -> None:
-    """Let packs and what commits carry be small, and index objects be merged soon, in this process."""
+    """Let packs, inline snapshots and files with deltas be small, and index objects be merged soon, in this process."""
     packing.PACK_SIZE = _SMALL_PACK
     saving.__dict__["MAX_INLINE_SIZE"] = _SMALL_INLINE
     merging.__dict__["_MERGE_ABOVE"] = 2
+    comparing.__dict__["_MIN_FORECAST"] = TENSOR_SIZE
 
 
 def noise(seed: int, size: int) -> bytes:
@@ -87,6 +94,7 @@ def noise(seed: int, size: int) -> bytes:
     return Random(seed).randbytes(size)  # noqa: S311 -- a seed must give the same bytes
 
 
+TENSORS = "f0m"  # among others, so that there are other things in its packs
 FILES = {f"f{number}": noise(number, 9_000) for number in range(8)}
 SOME = {name: FILES[name] for name in ("f1", "f6")}
 OTHERS = {f"g{number}": noise(100 + number, 9_000) for number in range(8)}
@@ -96,10 +104,11 @@ OTHERS = {f"g{number}": noise(100 + number, 9_000) for number in range(8)}
 
 
 class Scenario(NamedTuple):
-    """What comes before, undisturbed, and what is crashed."""
+    """What comes before, undisturbed, and what is crashed; and whether deltas must be there in the end."""
 
     prepare: Callable[[World], object]
     act: Callable[[World], object]
+    deltas: bool = False
 
 
 def nothing(_: World) -> None:
@@ -156,6 +165,32 @@ def forget_second(world: World) -> None:
     world.forget(world.store().snapshot("default@2"))
 
 
+def bases(world: World) -> None:
+    """Leave tensors, beside other things in their packs."""
+    world.save({**FILES, TENSORS: weights(1)})
+
+
+def save_deltas(world: World) -> None:
+    """Save what the tensors have become, and once more with other things."""
+    world.save({**SOME, TENSORS: weights(1, 1)})
+    world.save({"own": noise(7, 9_000), TENSORS: weights(1, 2)})
+
+
+def deltas(world: World) -> None:
+    """Leave tensors that others are stored as deltas of, with other things in the packs of both."""
+    bases(world)
+    world.save({"before": noise(8, 9_000), TENSORS: weights(1, 1)})
+    world.save({"own": noise(7, 9_000), TENSORS: weights(1, 1)})
+
+
+def forget_bases(world: World) -> None:
+    """Forget the tensors, and one of the snapshots of deltas; collect and repack."""
+    for name in ("default@1", "default@2"):
+        with suppress(SnapshotNotFound):
+            world.forget(world.store().snapshot(name))
+    world.store().collect(repack=0.1)
+
+
 SCENARIOS = {
     "first-save": Scenario(nothing, one),
     "incremental-save": Scenario(one, lambda world: world.save(FILES | {"new": noise(9, 9_000)})),
@@ -169,6 +204,8 @@ SCENARIOS = {
     "collect-and-repack": Scenario(partly_dead, lambda world: world.store().collect(repack=0.1)),
     "collect-unfinished": Scenario(unfinished, lambda world: world.store().collect()),
     "collect-condemned": Scenario(condemned, lambda world: world.store().collect()),
+    "save-deltas": Scenario(bases, save_deltas, deltas=True),
+    "forget-bases": Scenario(deltas, forget_bases, deltas=True),
 }
 
 
@@ -186,7 +223,7 @@ class Counts:
 def recover(world: World) -> Iterator[str]:
     """Yield what is wrong now, or after another save and collections."""
     yield from world.wrong()
-    world.save({"after": noise(70, 9_000), "f1": FILES["f1"]})
+    world.save({"after": noise(70, 9_000), "f1": FILES["f1"], **world.tensors()})
     world.store().collect(repack=0.1)
     world.store().collect(repack=0.1)
     yield from world.wrong()
@@ -236,6 +273,10 @@ def campaign(name: str, *, deep: bool, seed: int) -> Counts:
             counts.wrong.append(f"{name}: {label}: recovery failed: {type(error).__name__}: {error}")
 
     crash_everywhere(world, SCENARIOS[name].act, counts, seed, check)
+    if SCENARIOS[name].deltas:
+        SCENARIOS[name].act(world)
+        if not count_deltas(world.backend):
+            counts.wrong.append(f"{name}: there are no deltas")
     return counts
 
 

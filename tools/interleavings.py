@@ -4,9 +4,11 @@
 Usage: interleavings.py [--schedules N] [--seed N] [--processes N]
 
 Each seed is a schedule: it decides who goes on at each operation, and in every second one who is stopped for ever on
-the way. The same seed is the same schedule again. In the end what was acknowledged and not forgotten must be restored
-byte for byte, the reader must have read the right bytes or found the snapshot forgotten, a verification must find
-nothing wrong, and after collections in quiet nothing must be left that no snapshot needs. Exit code 1 if it is not so.
+the way. The same seed is the same schedule again. Some of what is saved are tensors that change a little, so that there
+are deltas, and two of every four schedules have a saver that keeps only its last snapshot. In the end what was
+acknowledged and not forgotten must be restored byte for byte, the reader must have read the right bytes or found the
+snapshot forgotten, a verification must find nothing wrong, and after collections in quiet nothing must be left that no
+snapshot needs. Exit code 1 if it is not so.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from crash_points import FILES, OTHERS, SOME, Files, World, noise, recover, small
+from crash_points import FILES, OTHERS, SOME, TENSORS, Files, World, noise, recover, small
+from tensors_that_move import count_deltas, weights
 
 from cas_checkpoint import CasCheckpointError, SaveAborted, SnapshotNotFound, Store
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.testing import Actor, Scheduler, SimulatedBackend, in_one_thread, seeded_ids
+from cas_checkpoint.transactions import list_packs
 
 _BATCH = 100
+_KEPT = "kept"  # a series of which only the last snapshot is kept
 
 
 class Tried(NamedTuple):
@@ -36,11 +41,12 @@ class Tried(NamedTuple):
 
 
 def prepare() -> World:
-    """Return a store of some snapshots, that share packs in part."""
+    """Return a store of some snapshots, that share packs in part; the second has deltas of what is in the first."""
     with seeded_ids(2**64):  # no schedule's
         world = World(SimulatedBackend(), {}, set())
-        world.save(FILES)
-        world.save({**SOME, "own": noise(200, 9_000)})
+        world.save({**FILES, TENSORS: weights(1)})
+        world.save({**SOME, "own": noise(200, 9_000), TENSORS: weights(1, 1)})
+        world.save({"own": noise(201, 9_000), TENSORS: weights(1, 2)}, series=_KEPT)
         world.forget(world.save(OTHERS))
     return world
 
@@ -56,13 +62,16 @@ class Trial:
     def __init__(self, world: World, seed: int) -> None:
         self._before, self._seed = world, seed
         self._world = World(SimulatedBackend(world.backend.objects), world.saved, world.leaving)
-        self._first, self._second = list(world.saved)[:2]
+        self._first, self._second, self._kept = list(world.saved)[:3]
         self.wrong: list[str] = []
         self.counts = Counter({"schedules": 1})
 
-    def _saver(self, files: Files) -> Actor:
+    def _saver(self, files: Files, *, keeps: bool = False) -> Actor:
         def save(backend: Backend) -> None:
-            snapshot = Store.open(backend, workers=1).save(files)
+            store = Store.open(backend, workers=1)
+            if keeps:
+                self._world.leaving.add(self._kept)
+            snapshot = store.save(files, series=_KEPT, keep=1) if keeps else store.save(files)
             self._world.saved[snapshot.id] = files
             self.counts["acknowledged"] += 1
 
@@ -91,8 +100,11 @@ class Trial:
         scheduler = Scheduler(self._world.backend, seed=self._seed, crash_share=0.01 if self._seed % 2 else 0.0)
         outcomes = scheduler.run(
             {
-                "saver 1": self._saver({**FILES, "new": noise(300, 9_000)}),
-                "saver 2": self._saver({"f3": FILES["f3"], "g2": OTHERS["g2"], "new": noise(301, 9_000)}),
+                "saver 1": self._saver({**FILES, "new": noise(300, 9_000), TENSORS: weights(1, 1)}),
+                "saver 2": self._saver(
+                    {"f3": FILES["f3"], "g2": OTHERS["g2"], "new": noise(301, 9_000), TENSORS: weights(1, 3)},
+                    keeps=self._seed // 2 % 2 == 1,
+                ),
                 "forgetter": self._forget,
                 "collector 1": lambda backend: Store.open(backend, workers=1).collect(repack=0.1),
                 "collector 2": lambda backend: Store.open(backend, workers=1).collect(repack=0.5),
@@ -100,6 +112,7 @@ class Trial:
             }
         )
         self.counts["operations"] += len(scheduler.schedule)
+        self.counts["new deltas"] += count_deltas(self._world.backend, without=list_packs(self._before.backend))
         for name, outcome in outcomes.items():
             self.counts["crashed actors"] += outcome.crashed
             if isinstance(outcome.error, SaveAborted):
@@ -144,6 +157,8 @@ def main() -> int:
             tried = job.result()
             counts += tried.counts
             wrong += tried.wrong
+    if not counts["new deltas"]:
+        wrong.append("no deltas were made")
     for text in wrong[:20]:
         print(f"WRONG: {text}")
     done = ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -4,7 +4,8 @@
 
 Usage: thrash.py [--seconds N] [--seed N] [--url URL] [--savers N] [--forgetters N] [--collectors N] [--readers N]
 
-What a saver was told to be stored it writes into a log, and so does a forgetter what it is about to forget. In the end
+Some of what is saved are tensors that change a little, so that there are deltas. What a saver was told to be stored it
+writes into a log, and so does a forgetter what it is about to forget. In the end
 everything that was acknowledged and not forgotten must be restored byte for byte, a verification must find nothing
 wrong, and after collections in quiet there must be nothing left that no snapshot needs. Exit code 1 if it is not so.
 """
@@ -27,10 +28,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tensors_that_move import count_deltas, weights
+
 from cas_checkpoint import CasCheckpointError, SaveAborted, SnapshotNotFound, Store, packing
+from cas_checkpoint.backends import open_backend
 
 BLOCKS = 48
 BLOCK_SIZE = 150_000
+_MODELS, _STEPS, _MODEL_SIZE = 2, 4, 400_000
+_SAVES_WITH_DELTAS = 40  # among so many there must be some
 ROLES = ("saver", "forgetter", "collector", "reader")
 
 
@@ -72,6 +78,8 @@ def make_files(seed: int) -> dict[str, bytes]:
         blocks = [choice.randrange(BLOCKS) for _ in range(choice.randrange(1, 4))]
         files[f"file{number}"] = b"".join(random.Random(block).randbytes(BLOCK_SIZE) for block in blocks)
     files["own"] = choice.randbytes(100_000)
+    if choice.random() < 0.5:
+        files["file5m"] = weights(choice.randrange(_MODELS), choice.randrange(_STEPS), _MODEL_SIZE)
     return files
 
 
@@ -242,14 +250,17 @@ def run(options: argparse.Namespace) -> int:
         place.open()
         counts = {role: getattr(options, f"{role}s") for role in ROLES}
         done = thrash(place, counts, options.seconds, options.seed)
+        deltas = count_deltas(open_backend(place.url))
         wrong = list(judge(place))
+        if not deltas and len(place.read("saved")) > _SAVES_WITH_DELTAS:
+            wrong.append("there are no deltas")
         lines = {
             kind: len(place.read(kind)) for kind in ("saved", "aborted", "forgetting", "collected", "read", "errors")
         }
         repacked = sum(int(str(line["packs_repacked"])) for line in place.read("collected"))
         deleted = sum(int(str(line["packs_deleted"])) for line in place.read("collected"))
         print(f"seed {options.seed}, {options.seconds:g} s, processes {counts}: {dict(done)}")
-        print(f"{lines}; packs deleted {deleted}, of them repacked {repacked}")
+        print(f"{lines}; packs deleted {deleted}, of them repacked {repacked}; deltas in the end {deltas}")
         for line in place.read("errors")[:10]:
             print(f"error of a {line['role']}: {line['what']}")
         for text in wrong:

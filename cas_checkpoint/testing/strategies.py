@@ -6,15 +6,31 @@ the root has none. Of several names of one file the first in order is the file, 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from hypothesis import strategies as st
 
-__all__ = ["Node", "Tree", "assert_same_tree", "edits", "names", "read_tree", "trees", "write_tree"]
+from cas_checkpoint.lazynumpy import np
+from cas_checkpoint.tensors import find_tensors
+
+__all__ = [
+    "Node",
+    "Tree",
+    "assert_same_tree",
+    "edits",
+    "moved_tensors",
+    "names",
+    "read_tree",
+    "tensor_file",
+    "trees",
+    "write_tree",
+]
 
 KIB = 2**10
 _HOLE = 64 * KIB  # a run of zeros at least so long is written as a hole
@@ -25,6 +41,7 @@ _HOSTILE = (
 )  # fmt: skip
 _SHOWN = 100  # so many bytes of data are shown where a tree is
 _SIZES = (0, 1, 100, 4095, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 128 * KIB + 1, 300 * KIB)
+_TENSOR_SIZES = (1000, 64 * KIB, 300 * KIB)
 _TIMES = (0, 1, 999_999_999, 1_700_000_000_123_456_789, 4 * 10**18)
 
 
@@ -63,7 +80,36 @@ def _contents() -> st.SearchStrategy[bytes]:
     sparse = st.lists(st.tuples(st.sampled_from((_HOLE, 3 * _HOLE)), st.binary(max_size=50)), max_size=3).map(
         lambda runs: b"".join(bytes(hole) + data for hole, data in runs)
     )
-    return st.one_of(st.binary(max_size=200), sized, sparse)
+    return st.one_of(st.binary(max_size=200), sized, sparse, _tensor_files())
+
+
+def _tensor_files() -> st.SearchStrategy[bytes]:
+    kinds: st.SearchStrategy[Literal["npy", "safetensors"]] = st.sampled_from(("npy", "safetensors"))
+    return st.builds(tensor_file, kinds, st.sampled_from(_TENSOR_SIZES), st.integers(0, 1))
+
+
+@lru_cache(32)
+def tensor_file(kind: Literal["npy", "safetensors"], size: int, seed: int) -> bytes:
+    """Return a file with a tensor of float32 numbers, `size` bytes of them, as they are in a model."""
+    values = np.random.default_rng(seed).normal(0, 0.05, size // 4).astype("<f4")
+    if kind == "npy":
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({len(values)},), }}".encode().ljust(117) + b"\n"
+        return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + values.tobytes()
+    tensor = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, values.nbytes]}
+    header = json.dumps({"weight": tensor}).encode()
+    return len(header).to_bytes(8, "little") + header + values.tobytes()
+
+
+def moved_tensors(data: bytes, seed: int) -> bytes:
+    """Return a file whose tensors have moved a little, as by a step of a training; all others are as they were."""
+    layout = find_tensors(lambda offset, size: data[offset : offset + size], len(data))
+    changed = bytearray(data)
+    generator = np.random.default_rng(seed)
+    for region in layout.regions if layout is not None else ():
+        if region.elements.width == 4:  # noqa: PLR2004 -- bytes of the numbers that `tensor_file` makes
+            values = np.frombuffer(changed, "<u4", region.size // 4, region.offset)
+            values += generator.integers(0, 256, len(values), "<u4")
+    return bytes(changed)
 
 
 def _noise(size: int, seed: int) -> bytes:
@@ -121,7 +167,8 @@ def trees(
 def edits(draw: st.DrawFn, tree: Tree, *, max_edits: int = 4, hostile: bool = True) -> Tree:
     """Return a strategy for what a tree may have become.
 
-    Data is inserted, cut out, overwritten or appended; things are renamed, removed, added, or become something else.
+    Data is inserted, cut out, overwritten or appended; tensors move a little; things are renamed, removed, added, or
+    become something else.
 
     Args:
         draw: given by hypothesis.
@@ -145,6 +192,15 @@ def _change_data(draw: st.DrawFn, tree: Tree, _: bool) -> Tree:  # noqa: FBT001 
     end = draw(st.one_of(st.just(start), st.integers(start, len(data))))
     changed = data[:start] + draw(st.binary(max_size=100)) + data[end:]
     return tree | {path: tree[path]._replace(data=changed, mtime_ns=tree[path].mtime_ns + 1)}
+
+
+def _move_tensors(draw: st.DrawFn, tree: Tree, _: bool) -> Tree:  # noqa: FBT001
+    seed = draw(st.integers(0, 3))
+    moved = {path: moved_tensors(node.data, seed) if node.kind == "file" else node.data for path, node in tree.items()}
+    return {
+        path: node if node.data == moved[path] else node._replace(data=moved[path], mtime_ns=node.mtime_ns + 1)
+        for path, node in tree.items()
+    }
 
 
 def _remove(draw: st.DrawFn, tree: Tree, _: bool) -> Tree:  # noqa: FBT001
@@ -190,6 +246,7 @@ def _change_kind(draw: st.DrawFn, tree: Tree, hostile: bool) -> Tree:  # noqa: F
 _EDITS: tuple[Callable[[st.DrawFn, Tree, bool], Tree], ...] = (
     _change_data,
     _change_data,
+    _move_tensors,
     _remove,
     _rename,
     _add,

@@ -31,6 +31,8 @@ def run(tool, *arguments):
         "collect-and-repack",
         "collect-unfinished",
         "collect-condemned",
+        "save-deltas",
+        "forget-bases",
     ],
 )
 def test_a_crash_at_any_write_loses_nothing(scenario):
@@ -38,8 +40,9 @@ def test_a_crash_at_any_write_loses_nothing(scenario):
 
 
 def test_any_interleaving_loses_nothing():
-    output = run("interleavings.py", "--schedules", "300", "--processes", "1")
-    assert "300 schedules" in output
+    output = run("interleavings.py", "--schedules", "200", "--processes", "1")
+    assert "200 schedules" in output
+    assert "new deltas" in output
     assert "0 wrong" in output
 
 
@@ -52,6 +55,7 @@ def test_killed_processes_lose_nothing():
 def test_flipped_bits_are_found_and_never_passed_on():
     output = run("bit_rot.py", "--stride", "61", "--processes", "1")
     assert ", 0 unnoticed or wrong" in output
+    assert "planes 1, delta 1" in output
 
 
 def test_a_campaign_can_fail(tmp_path):

@@ -4,12 +4,17 @@ import os
 import shutil
 import tempfile
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from cas_checkpoint import Store
+from cas_checkpoint.footers import read_footer
+from cas_checkpoint.tensors import find_tensors
 from cas_checkpoint.testing import Node, SimulatedBackend, assert_same_tree, edits, read_tree, trees, write_tree
+from cas_checkpoint.testing.strategies import moved_tensors, tensor_file
+from cas_checkpoint.transactions import list_packs
 
 quick = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -50,6 +55,46 @@ def test_a_tree_and_what_became_of_it_come_back_from_a_store(place, data):
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink", "hardlink"])
 def test_there_is_every_kind_of_node(kind):
     find(trees(), lambda tree: any(node.kind == kind for node in tree.values()), settings=any_example)
+
+
+def layout(data):
+    return find_tensors(lambda offset, size: data[offset : offset + size], len(data))
+
+
+def test_there_are_files_of_tensors_and_edits_that_move_them():
+    tree = find(
+        trees(),
+        lambda tree: any(node.kind == "file" and layout(node.data) for node in tree.values()),
+        settings=any_example,
+    )
+    path = next(path for path, node in tree.items() if node.kind == "file" and layout(node.data))
+    data = tree[path].data
+    find(
+        edits({path: tree[path]}),
+        lambda edited: path in edited and edited[path].data != data and layout(edited[path].data) == layout(data),
+        settings=any_example,
+    )
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_tensors_move_a_little_and_a_store_makes_deltas_of_that(tmp_path, kind):
+    data = tensor_file(kind, 300 * 2**10, 1)
+    (region,) = layout(data).regions
+    assert region.size == 300 * 2**10
+    moved = moved_tensors(data, 1)
+    assert moved[: region.offset] == data[: region.offset]
+    before, after = (np.frombuffer(one, "<f4", offset=region.offset) for one in (data, moved))
+    assert np.mean(before != after) > 0.9
+    assert np.abs(after - before).max() < 1e-4
+    backend = SimulatedBackend()
+    store = Store.open(backend, create=True, workers=1)
+    snapshots = [store.save({"x": one}) for one in (data, moved)]
+    assert sum(len(read_footer(backend, pack).delta_rows) for pack in list_packs(backend)) == 1
+    assert [snapshot.read_bytes("x") for snapshot in snapshots] == [data, moved]
+
+
+def test_what_holds_no_tensors_does_not_move():
+    assert moved_tensors(b"no tensors, whatever", 1) == b"no tensors, whatever"
 
 
 def test_long_runs_of_zeros_are_holes(tmp_path):

@@ -7,20 +7,27 @@ when the one rule is missing: so each rule is needed, and each scenario is able 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
 
+import numpy as np
 import pytest
 
 from cas_checkpoint import collecting, filescache, merging, roots, saving
 from cas_checkpoint import store as stores
 from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.commits import Commit, State
+from cas_checkpoint.copying import PackCopier
 from cas_checkpoint.errors import CasCheckpointError, DamagedStore, SnapshotNotFound
-from cas_checkpoint.index import encode_index
+from cas_checkpoint.footers import read_footer
+from cas_checkpoint.ids import ChunkId
+from cas_checkpoint.index import encode_index, ids_array
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.merging import list_indexes
+from cas_checkpoint.packing import Packer, _Base
+from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.roots import Roots
 from cas_checkpoint.saving import Saver
 from cas_checkpoint.store import Store
@@ -141,6 +148,10 @@ class World:
     def collect(self, **options):
         return self.open().collect(**options)
 
+    def deltas(self):
+        backend = self.open()._backend
+        return sum(len(read_footer(backend, pack).delta_rows) for pack in list_packs(backend))
+
     def actor(self, gate, action, **between):
         return Actor(self.place, gate, action, **between)
 
@@ -160,6 +171,18 @@ def noise(seed, size=300 * KIB):
     return random.Random(seed).randbytes(size)
 
 
+def weights(steps, size=320 * KIB):
+    """Return a safetensors file of one tensor; each step moves every number a little, and has another header."""
+    generator = np.random.default_rng(1)
+    values = generator.normal(0, 0.05, size // 4)
+    for _ in range(steps):
+        values += generator.normal(0, 1e-5, len(values))
+    tensor = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {"steps": str(steps)}, "weight": tensor}).encode()
+    return len(header).to_bytes(8, "little") + header + values.astype("<f4").tobytes()
+
+
+V0, V1, V2 = ({"model": weights(steps)} for steps in range(3))
 A, B, C = ({name: noise(seed)} for seed, name in enumerate("abc"))
 MANY = {f"f{number}": noise(number + 10) for number in range(6)}
 FEW = {"f1": MANY["f1"]}
@@ -375,6 +398,63 @@ def save_after_an_index_was_rewritten_beside_another_collection(world):
     return world.is_intact()
 
 
+def forgotten_base(world):
+    first = world.save(V0)
+    world.save(V1)
+    assert world.deltas() == 1
+    world.forget(first)
+    world.collect(repack=None)
+    return world.is_intact()
+
+
+def repacking_of_a_base(world):
+    first = world.save({**MANY, **V0})
+    world.save(V1)
+    world.forget(first)
+    assert world.collect().packs_repacked == 1
+    return world.is_intact()
+
+
+def repacking_of_a_delta(world):
+    world.save(V0)
+    second = world.save({**MANY, **V1})
+    world.save(V1)
+    assert world.deltas() == 1
+    world.forget(second)
+    assert world.collect().packs_repacked == 1
+    return world.is_intact()
+
+
+def save_of_what_is_stored_as_a_delta(world):
+    first = world.save(V0)
+    second = world.save(V1)
+    world.save(V1, series="other")
+    assert world.deltas() == 1
+    world.forget(first)
+    world.forget(second)
+    world.collect(repack=None)
+    return world.is_intact()
+
+
+def save_of_what_is_stored_as_a_delta_whose_base_is_gone(world):
+    first = world.save(V0)
+    second = world.save({**A, **V1})
+    world.save(A)
+    world.forget(first)
+    world.forget(second)
+    world.collect(repack=None)
+    assert world.deltas() == 1
+    world.save(V1, series="other")
+    return world.is_intact()
+
+
+def delta_of_what_is_stored_as_a_delta(world):
+    for files in (V0, V1, V2):
+        world.save(files)
+    assert world.deltas() == 2
+    return world.is_intact()
+
+
 # --- mutations: each takes one rule out ------------------------------------------------------------
 
 
@@ -558,6 +638,51 @@ def an_index_is_dated_by_the_base_read_after_the_packs_were_listed(patch):
     patch(collecting, "refresh_indexes", refresh)
 
 
+def the_pack_of_a_base_is_not_named(patch):
+    real = Packer._code
+
+    def code(self, *arguments):
+        found = real(self, *arguments)
+        return found._replace(used=self._look_up([item.chunk for item in found.coded])[1])
+
+    patch(Packer, "_code", code)
+
+
+def bases_are_not_needed(patch):
+    patch(SnapshotReader, "bases", lambda *_: ids_array(b""))
+
+
+def a_delta_is_taken_over_without_its_base(patch):
+    def look_up(self, ids):
+        array = ids_array(b"".join(ids))
+        known = self._own.locate(array).found
+        found = self._knowledge.index.locate(array)
+        old = found.found & ~known
+        return (known | old).tolist(), set(found.packs[old].tolist())
+
+    real = Packer._look_up
+    patch(Packer, "_look_up", lambda self, ids: (look_up if self._knowledge else real)(self, ids))
+
+
+def a_base_may_be_a_delta(patch):
+    def bases(self, hints):
+        wanted = [hint and hint.base for hint in hints]
+        if self._knowledge is None:
+            return [None] * len(wanted)
+        found = self._knowledge.index.locate(ids_array(b"".join(chunk or bytes(32) for chunk in wanted)))
+        return [
+            _Base(ChunkId(chunk), pack) if chunk and is_found else None
+            for chunk, is_found, pack in zip(wanted, found.found.tolist(), found.packs.tolist(), strict=True)
+        ]
+
+    patch(Packer, "_bases", bases)
+
+
+def a_copy_of_a_delta_has_no_base(patch):
+    real = PackCopier._append
+    patch(PackCopier, "_append", lambda self, footer, row, blob, _: real(self, footer, row, blob, None))
+
+
 CASES = [
     (no_look_at_the_marks, collection_during_a_save),
     (no_look_at_the_marks, save_while_a_mark_is_open),
@@ -590,6 +715,12 @@ CASES = [
         an_index_is_dated_by_the_base_read_after_the_packs_were_listed,
         save_after_an_index_was_rewritten_beside_another_collection,
     ),
+    (the_pack_of_a_base_is_not_named, forgotten_base),
+    (bases_are_not_needed, repacking_of_a_base),
+    (a_delta_is_taken_over_without_its_base, save_of_what_is_stored_as_a_delta),
+    (a_delta_is_taken_over_without_its_base, save_of_what_is_stored_as_a_delta_whose_base_is_gone),
+    (a_base_may_be_a_delta, delta_of_what_is_stored_as_a_delta),
+    (a_copy_of_a_delta_has_no_base, repacking_of_a_delta),
 ]
 
 

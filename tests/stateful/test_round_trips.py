@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from cas_checkpoint.errors import TargetObstructed
+from cas_checkpoint.footers import read_footer
 from cas_checkpoint.store import Store
+from cas_checkpoint.testing.strategies import moved_tensors, tensor_file
+from cas_checkpoint.transactions import list_packs
 
 KIB, MIB = 2**10, 2**20
 
@@ -263,6 +266,9 @@ PATHS = [
 ]
 
 
+TENSORS = [b"a", b"d/e", b"z"]  # paths of files of tensors: few, so that these move
+
+
 class Histories(RuleBasedStateMachine):
     """Edits a tree, saves it, and restores what was saved at any time, into new trees and over others."""
 
@@ -323,6 +329,20 @@ class Histories(RuleBasedStateMachine):
     def write(self, path, size, seed):
         with open(self.spot(path), "wb") as file:
             file.write(noise(size, seed))
+
+    @rule(path=st.sampled_from(TENSORS), kind=st.sampled_from(["npy", "safetensors"]), large=st.booleans())
+    def write_tensors(self, path, kind, large):
+        with open(self.spot(path), "wb") as file:
+            file.write(tensor_file(kind, 1_200_000 if large else 80_000, 1))
+
+    @rule(path=st.sampled_from(TENSORS), seed=st.integers(0, 3))
+    def move_tensors(self, path, seed):
+        full = os.path.join(self.source, path)
+        if os.path.isfile(full) and not os.path.islink(full):
+            with open(full, "r+b") as file:
+                data = moved_tensors(file.read(), seed)
+                file.seek(0)
+                file.write(data)
 
     @rule(path=st.sampled_from(PATHS), seed=st.integers(0, 2))
     def write_sparse(self, path, seed):
@@ -409,6 +429,13 @@ class Histories(RuleBasedStateMachine):
                 self.store._backend.delete(item.key)
         self.store = Store.open(self.url, durable=False, workers=2)
 
+    @rule(choice=st.integers(0, 50))
+    def forget_and_collect(self, choice):
+        if len(self.saved) > 1:
+            ref, _ = self.saved.pop(choice % len(self.saved))
+            self.store.forget(ref)
+            self.store.collect(repack=0.1)
+
     # --- restores ---
 
     @rule(choice=st.integers(0, 50))
@@ -478,3 +505,16 @@ Histories.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestHistories = Histories.TestCase
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_history_of_tensors_has_deltas(memory):
+    history = Histories()
+    history.start(memory)
+    history.write_tensors(b"a", "npy", large=True)
+    history.save("default")
+    history.move_tensors(b"a", 1)
+    history.save("default")
+    backend = history.store._backend
+    assert sum(len(read_footer(backend, pack).delta_rows) for pack in list_packs(backend)) == 2
+    history.teardown()
