@@ -47,13 +47,69 @@ def check_object(data: bytes, kind: bytes, key: str) -> None:
     require(data[8:9] == kind and blake3(data[:-32]).digest() == data[-32:], f"{key} has a wrong kind or checksum")
 
 
-def decode(blob: bytes, plain_size: int) -> bytes:
-    """Section 6."""
-    known = blob[0] == 0 or (blob[0] == 1 and zstandard.frame_content_size(blob[1:]) == plain_size)
-    require(known and len(blob) <= plain_size + 1, f"a blob has a wrong size, or codec {blob[0]} is not known here")
-    plain = zstandard.ZstdDecompressor().decompress(blob[1:], allow_extra_data=False) if blob[0] else blob[1:]
-    require(len(plain) == plain_size, "a blob has another plain size")
+def decode(blob: bytes, plain_size: int, base: bytes | None = None) -> bytes:
+    """Section 6; only a delta has a base."""
+    require(len(blob) in range(1, plain_size + 2), "a blob has a wrong size")
+    require((base is None) == (blob[0] != 3), "a blob is a delta, or is none, against what is listed")
+    return (
+        decode_elements(blob[1:], plain_size, base)
+        if blob[0] in {2, 3}
+        else decode_bytes(blob[0], blob[1:], plain_size)
+    )
+
+
+def decode_bytes(coding: int, data: bytes, size: int) -> bytes:
+    """Undo codecs 0 and 1, and codings 0 and 1 of planes."""
+    known = coding == 0 or (coding == 1 and size and zstandard.frame_content_size(data) == size)
+    require(known, f"a frame has a wrong size, or codec {coding} is not known here")
+    plain = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False) if coding else data
+    require(len(plain) == size, "a blob has another plain size")
     return plain
+
+
+def read_part(stream: io.BytesIO) -> tuple[int, bytes]:
+    """Read coding, size, and so many bytes."""
+    coding, size = struct.unpack("<BI", stream.read(5))
+    data = stream.read(size)
+    require(len(data) == size, "a blob is cut short")
+    return coding, data
+
+
+def decode_plane(coding: int, data: bytes, count: int) -> bytes:
+    """Undo the coding of a plane."""
+    if coding not in {2, 3}:
+        return decode_bytes(coding, data, count)
+    bits, stream = {2: 2, 3: 4}[coding], io.BytesIO(data)
+    large_count, largest = int.from_bytes(stream.read(4), "little"), 2**bits - 1
+    small = decode_bytes(*read_part(stream), -(-count * bits // 8))
+    values = [byte >> shift & largest for byte in small for shift in range(0, 8, bits)][:count]
+    require(values.count(largest) == large_count, "a plane has another number of large values")
+    large = iter(decode_bytes(stream.read(1)[0], stream.read(), large_count))
+    return bytes(next(large) if value == largest else value for value in values)
+
+
+def decode_elements(payload: bytes, size: int, base: bytes | None) -> bytes:
+    """Undo codec 3 or, without a base, codec 2."""
+    shape, stream = payload[0], io.BytesIO(payload[1:])
+    is_float, is_ordered, width = shape & 4, shape & 8, 1 << (shape & 3)
+    require(shape < (8 if base is None else 16), "planes of an unknown shape")
+    found = [*zip(*(decode_plane(*read_part(stream), size // width) for _ in range(width)), strict=True)]
+    values, top, rest = [int.from_bytes(value, "little") for value in found], 1 << (8 * width - 1), stream.read()
+    require(len(rest) == size % width, "a blob has more or fewer bytes after its planes")
+    if base is None:
+        values = [value // 2 + value % 2 * top for value in values] if is_float else values
+    else:
+        require(len(base) == size, "a base has another size")
+        lower = [int.from_bytes(base[at : at + width], "little") for at in range(0, size // width * width, width)]
+        if is_ordered:
+            keys = [(2 * one % (2 * top) if is_float and width > 1 else one) >> (8 * width - 8) for one in lower]
+            places = sorted(range(len(lower)), key=keys.__getitem__)
+            values = [value for _, value in sorted(zip(places, values, strict=True))]
+        lifted = [one ^ (2 * top - 1 if one & top else top) for one in lower] if is_float else lower
+        steps = [value // 2 if value % 2 == 0 else -(value // 2) - 1 for value in values]
+        values = [(one + step) % (2 * top) for one, step in zip(lifted, steps, strict=True)]
+        values = [one ^ (top if one & top else 2 * top - 1) for one in values] if is_float else values
+    return b"".join(value.to_bytes(width, "little") for value in values) + rest
 
 
 def split(pieces: Iterable[bytes], row_size: int = 0) -> Iterator[bytes]:
@@ -99,7 +155,7 @@ class Snapshot:
         self.deltas: dict[bytes, tuple[str, int, int, int, int, bytes]] = {}
         header = self.read_record("cas-checkpoint", b"H", 2**16, {"chunk_id": "blake3-256", "key_slots": []})
         features = header["features"]["read"]
-        require(type(features) is list and {*features} <= {"moves"}, f"unknown features: {features!r:.200}")
+        require(type(features) is list and {*features} <= {"moves", "tensors"}, f"unknown features: {features!r:.200}")
         escaped = re.sub(rb"[^a-z0-9_.-]|\A\.|\.\Z", lambda byte: b"%%%02x" % ord(byte[0]), series.encode()).decode()
         wanted = re.compile(f"{sequence.zfill(16) if sequence else '[0-9]{16}'}-[0-9a-f]{{32}}")
         for key in sorted(filter(wanted.fullmatch, os.listdir(f"{store}/commits/{escaped}")), reverse=True):
