@@ -70,7 +70,7 @@ _PACKED_IN_TWO, _PACKED_IN_FOUR = (
 _UNSURE = 1.05  # a sample may be wrong by that much
 _STRUCTURED = 0.6  # of a sample, when compressed; if less is left, matches do more than planes could
 _PLANES_GAIN = 0.95
-_ORDER_GAIN = 0.97  # of an unordered delta; to order takes time, and again whenever it is read
+_ORDER_GAIN = 0.985  # of an unordered delta; to order takes time, and again whenever it is read
 
 
 class Codec(IntEnum):

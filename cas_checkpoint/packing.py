@@ -164,6 +164,7 @@ class Packer:
         self._backend, self._knowledge, self._buffers, self._new_pack = backend, knowledge, buffers, new_pack
         self._coding, self._monitor, self._workers = coding, monitor, workers
         self._local = threading.local()
+        self._metadata_encoder = Encoder(level=coding.level, planes=False)  # of the calling thread
         self._wrote_lock = threading.Lock()  # a monitor is never told of two packs at once
         self._own = ChunkIndex()  # the chunks of packs that are closed
         self._fresh: set[ChunkId] = set()  # the chunks of the pack being built, and of the metadata held back
@@ -207,7 +208,7 @@ class Packer:
 
     def store(self, chunk: Buffer) -> ChunkId:
         """Store one chunk of metadata (entries, lists of chunks); these lie together, apart from files' data."""
-        (coded,), used, _ = self._code(chunk, [(0, len(chunk))], [None], ())
+        (coded,), used, _ = self._code(chunk, [(0, len(chunk))], [None], (), self._metadata_encoder)
         self._used |= used
         if coded.blob is not None:
             self._fresh.add(coded.chunk)
@@ -275,7 +276,12 @@ class Packer:
         return encoder
 
     def _code(
-        self, buffer: Buffer, spans: Spans, known_ids: Sequence[ChunkId | None], hints: Sequence[Hint | None]
+        self,
+        buffer: Buffer,
+        spans: Spans,
+        known_ids: Sequence[ChunkId | None],
+        hints: Sequence[Hint | None],
+        encoder: Encoder | None = None,
     ) -> _Results:
         own_packs = len(self._own.packs)
         view = memoryview(buffer)
@@ -289,7 +295,8 @@ class Packer:
         coded = [_Coded(chunk, end - start, None) for chunk, (start, end) in zip(ids, spans, strict=True)]
         for (chunk, number), base in zip(fresh.items(), bases, strict=True):
             start, end = spans[number]
-            blob = self._blob(chunk, view[start:end], hints[number] if hints else None, base)
+            hint = hints[number] if hints else None
+            blob = self._blob(chunk, view[start:end], hint, base, encoder or self._encoder())
             coded[number] = blob
             if blob.base is not None and base is not None:
                 used.add(base.pack)
@@ -312,9 +319,11 @@ class Packer:
         bases = iter([_Base(ChunkId(bytes(chunk)), pack) if is_found else None for is_found, chunk, pack in places])
         return [None if chunk is None else next(bases) for chunk in candidates]
 
-    def _blob(self, chunk: ChunkId, plain: memoryview, hint: Hint | None, base: _Base | None) -> _Coded:
+    def _blob(
+        self, chunk: ChunkId, plain: memoryview, hint: Hint | None, base: _Base | None, encoder: Encoder
+    ) -> _Coded:
         """Turn a chunk into a blob: a delta if that pays."""
-        encoder, bases = self._encoder(), self._coding.bases
+        bases = self._coding.bases
         elements = None if hint is None else hint.elements
         if elements is not None and base is not None and bases is not None:
             earlier = bases.get(base.chunk, len(plain))

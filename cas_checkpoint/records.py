@@ -173,7 +173,8 @@ def encode_record(kind: Kind, body: Mapping[str, object], *, limit: int = MAX_RE
         raise InvalidArgument(
             f"a record of kind {kind.value!r} would have {len(plain)} bytes; at most {limit} are possible: save less"
         )
-    blob = bytes((Codec.RAW,)) + plain if len(plain) < _MIN_COMPRESSED else Encoder(level=_RECORD_LEVEL).blob(plain)
+    is_small = len(plain) < _MIN_COMPRESSED
+    blob = bytes((Codec.RAW,)) + plain if is_small else Encoder(level=_RECORD_LEVEL, planes=False).blob(plain)
     content = make_head(kind) + _SIZE.pack(len(plain)) + blob
     return content + digest((content,))
 

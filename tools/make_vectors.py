@@ -15,6 +15,7 @@ import os
 import struct
 import sys
 import zlib
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -23,9 +24,10 @@ import zstandard
 from blake3 import blake3
 
 from cas_checkpoint.chunking import DATA_CHUNKER, METADATA_CHUNKER, ChunkerParameters, Cutter
-from cas_checkpoint.codecs import Encoder, blob_check
+from cas_checkpoint.codecs import Codec, Encoder, blob_check
 from cas_checkpoint.commits import Commit, CommitKey, Inline, SaveStats, State, index_key, manifest_key, pack_key
-from cas_checkpoint.headers import Header
+from cas_checkpoint.elements import Elements
+from cas_checkpoint.headers import OPERATIONS, Header
 from cas_checkpoint.ids import ChunkId, PackId, StoreId, TransactionId, chunk_id, digest
 from cas_checkpoint.index import encode_index, parse_index
 from cas_checkpoint.manifests import Content, Entry, EntryType, Manifest, Owner, PackRef, encode_entry, encode_ref
@@ -40,7 +42,12 @@ TIME = 1_700_000_000 * SECOND + 123_456_789
 SMALL = ChunkerParameters("fastcdc-2020", 64, 256, 1024, 1, 0)
 SEEDED = DATA_CHUNKER._replace(seed=0x0123456789ABCDEF)
 
+NO_TENSORS = tuple((operation, ("moves",)) for operation in OPERATIONS)
+"""The features of stores that were made before there were tensors."""
+
 Objects = dict[str, bytes]
+Coded = Mapping[bytes, tuple[bytes, bytes | None]]
+"""For some chunks the blob, and what it is a delta of, if it is one."""
 
 
 def stream(seed: str, size: int) -> bytes:
@@ -126,11 +133,11 @@ def write_codecs(writer: Writer) -> None:
     text = b"".join(b"line %d of a text that compresses well\n" % number for number in range(200))
     blobs = {
         "raw-one-byte": (b"\0" + b"x", b"x"),
-        "raw-incompressible": (Encoder().blob(stream("raw", 3_000)), stream("raw", 3_000)),
-        "zstd-zeros": (Encoder().blob(bytes(20_000)), bytes(20_000)),
+        "raw-incompressible": (Encoder(planes=False).blob(stream("raw", 3_000)), stream("raw", 3_000)),
+        "zstd-zeros": (Encoder(planes=False).blob(bytes(20_000)), bytes(20_000)),
     }
     for level in (-5, 1, 3, 19):
-        blobs[f"zstd-level-{level}"] = (Encoder(level=level).blob(text), text)
+        blobs[f"zstd-level-{level}"] = (Encoder(level=level, planes=False).blob(text), text)
     summed = zstandard.ZstdCompressor(level=3, write_checksum=True, write_content_size=True).compress(text)
     blobs["zstd-with-checksum"] = (b"\1" + summed, text)
     rows = []
@@ -141,19 +148,131 @@ def write_codecs(writer: Writer) -> None:
         rows.append(
             {"name": name, "codec": blob[0], "plain_size": len(plain), "check": check, "id": digest((plain,)).hex()}
         )
+    for name, (blob, plain, base) in tensor_blobs().items():
+        writer.binary(f"codecs/{name}.blob", blob)
+        writer.binary(f"codecs/{name}.plain", plain)
+        row = {"name": name, "codec": blob[0], "plain_size": len(plain), "check": blob_check(blob[0], blob[1:])}
+        row |= {"id": digest((plain,)).hex()}
+        if base is not None:
+            writer.binary(f"codecs/{name}.base", base)
+            row |= {"base": digest((base,)).hex()}
+        rows.append(row)
     writer.json("codecs/codecs.json", rows)
+
+
+def part(coding: int, data: bytes) -> bytes:
+    """Return a part of a payload of codec 2 or 3."""
+    return struct.pack("<BI", coding, len(data)) + data
+
+
+def packed_part(coding: int, count: int, small: tuple[int, bytes], large: tuple[int, bytes]) -> bytes:
+    """Return a plane of small values and so many large ones, each with its coding."""
+    return part(coding, struct.pack("<I", count) + part(*small) + bytes((large[0],)) + large[1])
+
+
+def floats(seed: str, count: int, *, moved: float = 0.0) -> list[float]:
+    """Return numbers around zero, as weights are, perhaps each a little farther on; without the mathematics library."""
+    data = stream(seed, 4 * count)
+    values = [sum(data[at : at + 3]) / 255 - 1.5 + 1 / 512 for at in range(0, 4 * count, 4)]
+    return [value * (1 + moved * data[4 * at + 3] / 256) for at, value in enumerate(values)]
+
+
+def sample_elements(elements: Elements, seed: str, count: int, *, moved: bool = False) -> bytes:
+    """Return elements, and one byte more; some of those that are moved are near to those that are not."""
+    width, is_float = elements
+    if is_float and width > 2:
+        values = floats(seed, count, moved=1e-6 if moved else 0.0)
+        return array("f" if width == 4 else "d", values).tobytes() + b"!"
+    data = stream(seed, count)
+    steps = [byte % 5 - 2 if moved else 0 for byte in stream(f"{seed} moved", count)]
+    top = 256**width
+    places = (byte * 16 + step for byte, step in zip(data, steps, strict=True))
+    return b"".join((place % top).to_bytes(width, "little") for place in places) + b"!" * (width > 1)
+
+
+def pack_bits(bits: int, values: bytes) -> bytes:
+    """Pack values into so many bits each, large ones as the largest."""
+    number = sum(min(value, 2**bits - 1) << bits * at for at, value in enumerate(values))
+    return number.to_bytes(-(-len(values) * bits // 8), "little")
+
+
+def tensor_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
+    """Return blobs of codecs 2 and 3 by name, each with what it decodes to and its base."""
+    frame = zstandard.ZstdCompressor(level=3, write_content_size=True).compress
+    few = bytes((3, 0, 1, 200, 2, 0, 1)) * 13
+    many = bytes(200 if byte < 20 else byte % 3 for byte in stream("many", 701))
+    large, larger = (bytes(value for value in many if value >= largest) for largest in (3, 15))
+    two_frames = packed_part(2, len(large), (1, frame(pack_bits(2, many))), (1, frame(large)))
+    four_frames = packed_part(3, len(larger), (1, frame(pack_bits(4, many))), (1, frame(larger)))
+    low, zeros = bytes(range(40)), part(1, frame(bytes(40)))
+    pairs = bytes(byte for value in low for byte in (value, 0))
+    halves = part(0, b"\x01\x02" * 30) + part(1, frame(b"\x7f" * 60))
+    blobs: dict[str, tuple[bytes, bytes, bytes | None]] = {
+        "planes-raw": (b"\2\1" + part(0, low) + zeros, pairs, None),
+        "planes-zstd": (b"\2\0" + part(1, frame(bytes(500))), bytes(500), None),
+        "planes-two-bits": (b"\2\0" + packed_part(2, 26, (0, pack_bits(2, few)), (0, b"\3\xc8" * 13)), few, None),
+        "planes-four-bits": (b"\2\0" + packed_part(3, 13, (0, pack_bits(4, few)), (0, b"\xc8" * 13)), few, None),
+        "planes-two-bits-of-frames": (b"\2\0" + two_frames, many, None),
+        "planes-four-bits-of-frames": (b"\2\0" + four_frames, many, None),
+        "planes-without-large-values": (
+            b"\2\0" + packed_part(2, 0, (0, b"\x24\x49\x92" * 8), (0, b"")), b"\0\1\2" * 32, None,
+        ),
+        "planes-of-bytes-that-are-floats": (
+            b"\2\4" + part(1, frame(b"\x01\x02\xff" * 30)), b"\x80\x01\xff" * 30, None,
+        ),
+        "planes-of-two-bytes-that-are-floats": (b"\2\5" + halves + b"?", b"\x80\xbf\x81\x3f" * 30 + b"?", None),
+        "delta-of-bytes": (
+            b"\3\0" + part(1, frame(b"\0\1\2\3\xff" * 20)), b"\7\xff\0\5\x80" * 20, b"\7\0\xff\7\0" * 20,
+        ),
+        "delta-of-bytes-that-are-floats": (
+            b"\3\4" + part(1, frame(b"\2\1\2" * 30)), b"\0\x80\x80" * 30, b"\x80\0\x81" * 30,
+        ),
+        "delta-in-order": (
+            b"\3\x08" + part(1, frame(b"\2" * 20 + b"\4" * 20 + b"\6" * 40)), b"\x0c\1\x0c\3" * 20, b"\x09\0\x09\1" * 20,
+        ),
+    }  # fmt: skip
+    for blob, plain, _ in (blobs := blobs | encoded_blobs()).values():
+        if len(blob) > len(plain) + 1:
+            raise ValueError("a blob is larger than it may be")
+    return blobs
+
+
+def encoded_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
+    """Return such blobs as this version makes them of elements of all widths."""
+    blobs: dict[str, tuple[bytes, bytes, bytes | None]] = {}
+    for width in (1, 2, 4, 8):
+        for is_float in (False, True):
+            elements, name = Elements(width, is_float=is_float), f"of-{'floats' if is_float else 'integers'}-of-{width}"
+            base = sample_elements(elements, "elements", 600)
+            plain = sample_elements(elements, "elements", 600, moved=True)
+            codec, payload = Encoder().encode(base, elements)
+            if codec is Codec.PLANES:
+                blobs[f"planes-{name}"] = (bytes((codec,)) + payload, base, None)
+            for ordered in (False, True):
+                payload = delta_of(plain, base, elements, ordered=ordered)
+                blobs[f"delta-{name}{'-in-order' if ordered else ''}"] = (payload, plain, base)
+    return blobs
+
+
+def delta_of(chunk: bytes, base: bytes, elements: Elements, *, ordered: bool = False) -> bytes:
+    """Return a blob of codec 3."""
+    payload = Encoder().encode_delta(chunk, base, elements, ordered=ordered, limit=len(chunk))
+    if payload is None:
+        raise ValueError("a delta is larger than its chunk")
+    return b"\3" + payload
 
 
 # --- objects ------------------------------------------------------------------------------------
 
 
-def make_pack(pack: bytes, chunks: Iterable[bytes]) -> bytes:
-    """Return a pack of these chunks."""
+def make_pack(pack: bytes, chunks: Iterable[bytes], coded: Coded | None = None) -> bytes:
+    """Return a pack of these chunks, of which some are coded already."""
     builder = PackBuilder(PackId(pack))
-    encoder = Encoder()
+    encoder = Encoder(planes=False)
     for chunk in chunks:
-        codec, payload = encoder.encode(chunk)
-        builder.add(chunk_id(chunk), codec, payload, len(chunk), blob_check(codec, payload))
+        blob, base = (coded or {}).get(chunk) or (encoder.blob(chunk), None)
+        of = None if base is None else chunk_id(base)
+        builder.add(chunk_id(chunk), blob[0], blob[1:], len(chunk), blob_check(blob[0], blob[1:]), base=of)
     return b"".join(builder.finish()[1])
 
 
@@ -213,7 +332,8 @@ def sample_records() -> dict[str, tuple[Kind, bytes]]:
     pointer = Pointer("s3://bucket/shared store", store, "run 7/ä")
     empty = sample_manifest()._replace(packs=(), entries=Content(0, 0, b""), entry_count=0)
     return {
-        "header-default": (Kind.HEADER, Header(store).encode()),
+        "header-default": (Kind.HEADER, Header(store, features=NO_TENSORS).encode()),
+        "header-with-tensors": (Kind.HEADER, Header(store).encode()),
         "header-other": (Kind.HEADER, Header(store, SEEDED, SMALL, put_if_absent=False, features=features).encode()),
         "manifest": (Kind.MANIFEST, sample_manifest().encode()),
         "manifest-empty": (Kind.MANIFEST, empty.encode()),
@@ -240,7 +360,7 @@ def sample_packs() -> dict[str, bytes]:
     }
 
 
-def delta_of(chunk: bytes, base: bytes) -> bytes:
+def simple_delta_of(chunk: bytes, base: bytes) -> bytes:
     """Return a blob of codec 3 in its simplest form: differences of bytes, in one plane that is a zstd frame."""
     differences = (((one - other + 128) & 255) - 128 for one, other in zip(chunk, base, strict=True))
     frame = zstandard.ZstdCompressor(level=3).compress(bytes((2 * d if d >= 0 else -2 * d - 1) for d in differences))
@@ -253,7 +373,7 @@ def delta_pack() -> bytes:
     changed = bytes((byte + number // 1_000) & 255 for number, byte in enumerate(base))
     builder = PackBuilder(PackId(numbered("pack of deltas")))
     for chunk, source in ((b"whole", None), (changed, base), (base, None), (b"\xff" * 1_000, absent)):
-        blob = b"\0" + chunk if source is None else delta_of(chunk, source)
+        blob = b"\0" + chunk if source is None else simple_delta_of(chunk, source)
         of = None if source is None else chunk_id(source)
         builder.add(chunk_id(chunk), blob[0], blob[1:], len(chunk), blob_check(blob[0], blob[1:]), base=of)
     return b"".join(builder.finish()[1])
@@ -327,10 +447,14 @@ def described(item: Item) -> dict[str, object]:
 class StoreMaker:
     """Puts a store together: saves as a writer does, but with ids and times that are given."""
 
-    def __init__(self, name: str, chunker: ChunkerParameters = SMALL) -> None:
+    def __init__(self, name: str, chunker: ChunkerParameters = SMALL, *, tensors: bool = False) -> None:
         self.store = StoreId(numbered(name))
         self.name, self.cutter = name, Cutter(chunker)
-        self.objects: Objects = {"cas-checkpoint": Header(self.store, chunker, chunker).encode()}
+        header = Header(self.store, chunker, chunker)
+        self.objects: Objects = {
+            "cas-checkpoint": (header if tensors else header._replace(features=NO_TENSORS)).encode()
+        }
+        self.coded: dict[bytes, tuple[bytes, bytes | None]] = {}
         self.trees: list[dict[str, object]] = []
         self._homes: dict[ChunkId, PackRef] = {}
         self._new: dict[ChunkId, bytes] = {}
@@ -343,9 +467,14 @@ class StoreMaker:
             self._used.add(self._homes[name])
         else:
             self._new[name] = chunk
+        _, base = self.coded.get(chunk, (b"", None))
+        if base is not None:
+            self._store(base)  # a snapshot needs it
         return encode_ref(name, len(chunk))
 
     def _cut(self, data: bytes) -> list[bytes]:
+        if data in self.coded:
+            return [data]
         ends = self.cutter.cuts(data, final=True)
         return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -365,7 +494,7 @@ class StoreMaker:
         for start in range(0, len(chunks), blobs_per_pack):
             ref = PackRef(PackId(numbered(f"{transaction.hex()} {start}")), transaction)
             part = chunks[start : start + blobs_per_pack]
-            data = make_pack(ref.pack, (chunk for _, chunk in part))
+            data = make_pack(ref.pack, (chunk for _, chunk in part), self.coded)
             self.objects[pack_key(ref.pack)] = data
             self._homes.update(dict.fromkeys((name for name, _ in part), ref))
             refs.append(ref)
@@ -373,6 +502,9 @@ class StoreMaker:
         if footers:
             self.objects[index_key(transaction)] = encode_index(transaction, 0, footers)
         return (*refs, *sorted(self._used))
+
+    def _own_pack(self, transaction: TransactionId) -> bytes:
+        return make_pack(transaction, self._new.values(), self.coded) if self._new else b""
 
     def save(
         self,
@@ -402,7 +534,7 @@ class StoreMaker:
         carried = None
         if inline:
             self._homes = homes
-            carried = Inline(manifest, make_pack(key.transaction, self._new.values()) if self._new else b"")
+            carried = Inline(manifest, self._own_pack(key.transaction))
         else:
             self.objects[manifest_key(key.transaction)] = manifest
         record = Commit(
@@ -420,12 +552,12 @@ class StoreMaker:
         rows = list(zip(footer.offsets.tolist(), footer.stored_sizes.tolist(), strict=True))
         targets = []
         for number, share in enumerate((*shares, len(rows))):
-            builder = PackBuilder(PackId(numbered(f"{pack.hex()} moved {number}")))
+            builder, bases = PackBuilder(PackId(numbered(f"{pack.hex()} moved {number}"))), footer.base_ids()
             first = sum(shares[:number])
             for row in range(first, min(first + share, len(rows))):
                 blob = data[rows[row][0] :][: rows[row][1]]
                 chunk, check = ChunkId(bytes(footer.ids[row])), int(footer.checks[row])
-                builder.add(chunk, blob[0], blob[1:], int(footer.plain_sizes[row]), check)
+                builder.add(chunk, blob[0], blob[1:], int(footer.plain_sizes[row]), check, base=bases.get(row))
             self.objects[pack_key(builder.pack)] = b"".join(builder.finish()[1])
             targets.append(builder.pack)
         key = MoveKey(pack, TransactionId(numbered(collection)))
@@ -506,6 +638,32 @@ def golden_store() -> StoreMaker:
     add_moved(maker)
     maker.objects["packs/.tmp-unfinished"] = b"\x89CAS"
     maker.objects["notes.txt"] = b"belongs to somebody else\n"
+    return maker
+
+
+def tensor_store() -> StoreMaker:
+    """Return a store with planes and deltas, in packs, within a commit, and moved."""
+    maker = StoreMaker("store with tensors", tensors=True)
+    trees: list[list[Item]] = [[], [], []]
+    for width, is_float in ((1, False), (2, False), (2, True), (4, True), (8, True)):
+        elements, name = Elements(width, is_float=is_float), f"{'f' if is_float else 'u'}{width}".encode()
+        first, second = (sample_elements(elements, "tensor", 1_500, moved=moved) for moved in (False, True))
+        third = first[: len(first) // 2] + second[len(first) // 2 :]
+        codec, payload = Encoder().encode(first, elements)
+        maker.coded[first] = (bytes((codec,)) + payload, None)
+        maker.coded[second] = (delta_of(second, first, elements), first)
+        maker.coded[third] = (delta_of(third, first, elements, ordered=True), first)
+        for tree, data in zip(trees, (first, second, third), strict=True):
+            tree.append(file(name, data))
+    more = [other(b"", EntryType.DIRECTORY), file(b"words", b"what is no tensor " * 100)]
+    keys = [
+        maker.save(maker.key("main", number), [*more, *tree], inline=False, blobs_per_pack=3)
+        for number, tree in enumerate(trees, 1)
+    ]
+    maker.save(maker.key("main", 4), [*more, *trees[1][:2]])  # its deltas and their bases lie within the commit
+    packs = [footers_in(maker.objects[index_key(key.transaction)], key.transaction) for key in keys]
+    maker.move(packs[0][0])  # with bases
+    maker.move(packs[1][0], 1)  # with deltas
     return maker
 
 
@@ -834,6 +992,7 @@ class Parts(NamedTuple):
     header: Mapping[str, object] = {}
     pack: bytes | None = None
     inline: bool = True
+    features: tuple[tuple[str, tuple[str, ...]], ...] = NO_TENSORS
 
     def objects(self) -> Objects:
         """Put the store together."""
@@ -850,7 +1009,7 @@ class Parts(NamedTuple):
             State.COMMITTED, STORE, KEY, TIME, manifest_digest=digest((manifest,)), manifest_size=len(manifest)
         )
         objects = {
-            "cas-checkpoint": changed(Kind.HEADER, Header(STORE).encode(), self.header),
+            "cas-checkpoint": changed(Kind.HEADER, Header(STORE, features=self.features).encode(), self.header),
             str(KEY): changed(Kind.COMMIT, record._replace(inline=carried).encode(), self.commit),
         }
         if not self.inline:
@@ -863,11 +1022,12 @@ def changed(kind: Kind, data: bytes, change: Mapping[str, object]) -> bytes:
     return encode_record(kind, decode_record(kind, data)._map | dict(change)) if change else data  # noqa: SLF001
 
 
-def blob_pack(plain: bytes, blob: bytes, *, size: int, check: int | None = None) -> bytes:
+def blob_pack(plain: bytes, blob: bytes, *, size: int, check: int | None = None, base: bytes | None = None) -> bytes:
     """Return a pack in which one chunk stands as a given blob, and which also holds the entries of `Parts`."""
     builder = PackBuilder(PackId(KEY.transaction), memoryview(bytearray(1)))  # for a blob without payload
     crc = zlib.crc32(blob) if blob[0] else 0
-    builder.add(chunk_id(plain), blob[0], blob[1:], size, crc if check is None else check)
+    of = None if base is None else chunk_id(base)
+    builder.add(chunk_id(plain), blob[0], blob[1:], size, crc if check is None else check, base=of)
     for chunk in sorted({DATA, HEAVY, b"".join(Parts().entries)} - {plain}):
         builder.add(chunk_id(chunk), 0, chunk, len(chunk), 0)
     return b"".join(builder.finish()[1])
@@ -875,7 +1035,7 @@ def blob_pack(plain: bytes, blob: bytes, *, size: int, check: int | None = None)
 
 def broken_blobs() -> dict[str, tuple[Objects, str]]:
     """Return stores in which a chunk is not what it should be."""
-    good = Encoder().blob(HEAVY)
+    good = Encoder(planes=False).blob(HEAVY)
     size, damaged = len(HEAVY), "DamagedObject"
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(HEAVY)
     bomb = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(bytes(2**23))
@@ -886,7 +1046,7 @@ def broken_blobs() -> dict[str, tuple[Objects, str]]:
         "wrong-check": (blob_pack(HEAVY, good, size=size, check=1), damaged),
         "check-for-raw": (blob_pack(DATA, b"\0" + DATA, size=len(DATA), check=1), damaged),
         "other-content": (blob_pack(DATA, b"\0" + DATA[::-1], size=len(DATA)), damaged),
-        "other-content-zstd": (blob_pack(HEAVY, Encoder().blob(HEAVY[::-1]), size=size), damaged),
+        "other-content-zstd": (blob_pack(HEAVY, Encoder(planes=False).blob(HEAVY[::-1]), size=size), damaged),
         "frame-cut-off": (blob_pack(HEAVY, good[:-1], size=size), damaged),
         "frame-with-more-after-it": (blob_pack(HEAVY, good + b"\0", size=size), damaged),
         "two-frames": (blob_pack(HEAVY, good + good[1:], size=size), damaged),
@@ -895,11 +1055,51 @@ def broken_blobs() -> dict[str, tuple[Objects, str]]:
         "frame-declares-less-than-it-holds": (blob_pack(HEAVY, b"\1" + lying, size=size), damaged),
         "no-frame": (blob_pack(HEAVY, b"\1" + bytes(20), size=size), damaged),
         "no-payload": (blob_pack(HEAVY, b"\1", size=size), damaged),
-        "footer-says-another-size": (blob_pack(HEAVY, Encoder().blob(HEAVY[:-1]), size=size - 1), damaged),
+        "footer-says-another-size": (blob_pack(HEAVY, Encoder(planes=False).blob(HEAVY[:-1]), size=size - 1), damaged),
     }
     broken = {f"blob-{what}": (Parts(pack=pack).objects(), error) for what, (pack, error) in cases.items()}
     missing = make_pack(KEY.transaction, [HEAVY, b"".join(Parts().entries)])
     return broken | {"chunk-in-no-pack": (Parts(pack=missing).objects(), "MissingObject")}
+
+
+def broken_planes() -> dict[str, bytes]:
+    """Return blobs of codecs 2 and 3 that stand for HEAVY and must be refused; none is larger than a blob may be."""
+    frame = zstandard.ZstdCompressor(level=19).compress
+    size, half = len(HEAVY), part(1, frame(HEAVY[::2])) + part(1, frame(HEAVY[1::2]))
+    values = (1, frame(b"\xff" * -(-size // 4)))
+    return {
+        "planes-cut-off": b"\2\1" + half[:-1],
+        "planes-with-more-after-them": b"\2\1" + half + b"\0",
+        "planes-cut-off-in-a-size": b"\2\1" + half[:3],
+        "planes-of-one-too-few": b"\2\1" + part(1, frame(HEAVY)),
+        "planes-of-an-unknown-shape": b"\2\x11" + half,
+        "planes-in-order": b"\2\x09" + half,
+        "planes-of-an-unknown-coding": b"\2\0" + part(4, frame(HEAVY)),
+        "planes-of-another-size": b"\2\0" + part(1, frame(HEAVY[:-1])),
+        "planes-whose-frame-is-a-bomb": b"\2\0" + part(1, frame(bytes(2**23))),
+        "planes-with-fewer-large-values": b"\2\0" + packed_part(2, size - 1, values, (1, frame(HEAVY[1:]))),
+        "planes-with-2-to-the-32-large-values": b"\2\0" + packed_part(2, 2**32 - 1, values, (1, frame(HEAVY))),
+        "planes-packed-twice": b"\2\0" + packed_part(2, size, (2, values[1]), (1, frame(HEAVY))),
+        "planes-packed-and-cut-off": b"\2\0" + part(3, b"\0\0\0"),
+        "planes-of-other-content": b"\2\0" + part(1, frame(HEAVY[::-1])),
+        "delta-that-is-not-listed": b"\3\0" + part(1, frame(bytes(size))),
+    }
+
+
+def broken_tensors() -> dict[str, tuple[Objects, str]]:
+    """Return stores in which planes or deltas are not what they should be."""
+    size, damaged = len(HEAVY), "DamagedObject"
+    cases = {name: (blob_pack(HEAVY, blob, size=size), damaged) for name, blob in broken_planes().items()}
+    nothing = b"\3\0" + part(1, zstandard.ZstdCompressor(level=19).compress(bytes(size)))
+    cases |= {
+        "delta-of-what-is-in-no-pack": (blob_pack(HEAVY, nothing, size=size, base=bytes(size)), "MissingObject"),
+        "delta-of-itself": (blob_pack(HEAVY, nothing, size=size, base=HEAVY), "MissingObject"),
+        "delta-of-a-chunk-of-another-size": (blob_pack(HEAVY, nothing, size=size, base=DATA), damaged),
+    }
+    return {
+        f"blob-{what}": (Parts(pack=pack, features=Header(STORE).features).objects(), error)
+        for what, (pack, error) in cases.items()
+    }
 
 
 def broken_records() -> dict[str, tuple[Objects, str]]:
@@ -1009,7 +1209,7 @@ def write_broken(writer: Writer) -> None:
     stores = {
         f"entry-{name}": (Parts(entries).objects(), "DamagedObject") for name, entries in broken_entries().items()
     }
-    stores |= broken_blobs() | broken_records() | broken_packed()
+    stores |= broken_blobs() | broken_tensors() | broken_records() | broken_packed()
     for name, (objects, _) in stores.items():
         writer.objects(f"broken/stores/{name}", objects)
     writer.json("broken/stores.json", {name: {"error": error} for name, (_, error) in stores.items()})
@@ -1028,6 +1228,9 @@ def main(arguments: Sequence[str]) -> int:
     golden = golden_store()
     writer.objects("store", golden.objects)
     writer.json("trees.json", golden.trees)
+    tensors = tensor_store()
+    writer.objects("store-with-tensors", tensors.objects)
+    writer.json("trees-with-tensors.json", tensors.trees)
     write_broken(writer)
     return 0
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import struct
+import tracemalloc
 import zlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas_checkpoint.codecs import BLOB_OVERHEAD, DEFAULT_LEVEL, MAX_CHUNK_SIZE, Codec, Decoder, Encoder, blob_check
+from cas_checkpoint.elements import ELEMENTS, Elements
 from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 
 NOISE = random.Random(3).randbytes(5000)
@@ -182,3 +186,403 @@ def test_a_chunk_with_a_sample_that_can_be_compressed_is(at):
     codec, payload = Encoder().encode(data)
     assert codec == Codec.ZSTD
     assert len(payload) < len(data) - 3000
+
+
+# --- planes and deltas ---
+
+ALL_ELEMENTS = sorted(set(ELEMENTS.values()) | {Elements(8, is_float=True)})
+SIZES = [*range(17), 31, 100, 257, 4096, 5003]
+RAW, ZSTD, TWO_BITS, FOUR_BITS = range(4)
+
+all_elements = pytest.mark.parametrize("elements", ALL_ELEMENTS, ids=str)
+orders = pytest.mark.parametrize("ordered", [False, True], ids=["as they are", "ordered"])
+
+
+def normal(count, dtype, seed=0, scale=0.05):
+    """Weights as they come from a training."""
+    values = np.random.default_rng(seed).normal(0, scale, count)
+    return (values if dtype != "bfloat16" else bfloat16(values)).astype("<u2" if dtype == "bfloat16" else dtype)
+
+
+def bfloat16(values):
+    return values.astype("<f4").view("<u4") >> 16
+
+
+def sparse(size, seed=0):
+    chooser = random.Random(seed)
+    return bytes(chooser.randrange(256) if chooser.random() < 0.05 else 0 for _ in range(size))
+
+
+def fillings(size):
+    """Data of each sort."""
+    yield from (bytes(size), b"\xff" * size, random.Random(size).randbytes(size), sparse(size), b"\x01\x80" * size)
+    yield normal(size // 4 + 1, "<f4").tobytes()
+    yield (np.arange(size // 8 + 1) * 1000).astype("<i8").tobytes()
+
+
+def payload_of(chunk, base, elements, *, ordered=False, limit=2**40):
+    return Encoder().encode_delta(chunk, base, elements, ordered=ordered, limit=limit)
+
+
+def parts_of(payload):
+    """Return the shape of a payload, coding and bytes of each plane, and what is left over."""
+    shape, at, parts = payload[0], 1, []
+    for _ in range(1 << (shape & 3)):
+        coding, size = struct.unpack_from("<BI", payload, at)
+        parts.append((coding, payload[at + 5 : at + 5 + size]))
+        at += 5 + size
+    return shape, parts, payload[at:]
+
+
+def codings_of(payload):
+    return [coding for coding, _ in parts_of(payload)[1]]
+
+
+@all_elements
+@pytest.mark.parametrize("size", SIZES)
+def test_a_chunk_of_known_elements_comes_back_and_is_never_larger(elements, size):
+    encoder, decoder = Encoder(), Decoder()
+    for data in fillings(size):
+        chunk = data[:size]
+        codec, payload = encoder.encode(chunk, elements)
+        assert codec in {Codec.RAW, Codec.PLANES} or size < elements.width
+        assert len(payload) <= size
+        assert bytes(decoder.decode(bytes((codec,)) + payload, size)) == chunk
+        assert (codec, payload) == Encoder().encode(bytearray(chunk), elements)  # always the same
+
+
+@all_elements
+@orders
+@pytest.mark.parametrize("size", SIZES)
+def test_a_delta_comes_back(elements, ordered, size):
+    encoder, decoder = Encoder(), Decoder()
+    for number, data in enumerate(fillings(size)):
+        base = data[:size]
+        for changed in (base, sparse(size, number), bytes(byte ^ (byte % 7 == 0) for byte in base), base[::-1]):
+            payload = encoder.encode_delta(changed, base, elements, ordered=ordered, limit=2**40)
+            assert payload == payload_of(changed, bytearray(base), elements, ordered=ordered)
+            assert bytes(decoder.decode(b"\3" + payload, size, base)) == changed
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_any_chunk_comes_back_from_planes_and_deltas(data):
+    size = data.draw(st.integers(0, 300))
+    pieces = st.binary(max_size=40) | st.builds(bytes, st.integers(0, 60)) | st.sampled_from([b"\x01\0" * 50])
+    chunk, base = ((b"".join(data.draw(st.lists(pieces, max_size=12))) + bytes(size))[:size] for _ in range(2))
+    elements, ordered = data.draw(st.sampled_from(ALL_ELEMENTS)), data.draw(st.booleans())
+    codec, payload = Encoder().encode(chunk, data.draw(st.sampled_from([elements, None])))
+    assert len(payload) <= size
+    assert bytes(Decoder().decode(bytes((codec,)) + payload, size)) == chunk
+    delta = payload_of(chunk, base, elements, ordered=ordered)
+    assert bytes(Decoder().decode(b"\3" + delta, size, base)) == chunk
+
+
+@all_elements
+@orders
+def test_large_chunks_come_back(elements, ordered):
+    base = random.Random(1).randbytes(300_001)
+    lower = np.frombuffer(base, "<u1").copy()
+    lower[:: elements.width] ^= 3
+    chunk = lower.tobytes()
+    assert bytes(Decoder().decode(Encoder().blob(chunk), len(chunk))) == chunk
+    payload = payload_of(chunk, base, elements, ordered=ordered, limit=len(chunk))
+    assert len(payload) < len(chunk) / (1 if elements.width == 1 else 1.2)
+    assert bytes(Decoder().decode(b"\3" + payload, len(chunk), base)) == chunk
+
+
+def test_planes_gain_what_matches_do_not():
+    chunk = normal(50_000, "<f4").tobytes()
+    codec, payload = Encoder().encode(chunk, ELEMENTS["float32"])
+    assert codec is Codec.PLANES
+    assert len(payload) < 0.88 * len(chunk)
+    assert len(payload) < 0.96 * len(frame(chunk, level=DEFAULT_LEVEL))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "<f4", "<f8", "<u4"])
+def test_planes_of_unknown_elements_are_found(dtype):
+    chunk = (
+        normal(50_000, dtype) if dtype != "<u4" else np.random.default_rng(1).integers(0, 60_000, 50_000, dtype)
+    ).tobytes()
+    codec, payload = Encoder().encode(chunk)
+    assert codec is Codec.PLANES
+    assert not payload[0] & ~3  # not known to be floats
+    assert len(payload) < 0.95 * len(Encoder(planes=False).encode(chunk)[1])
+    assert bytes(Decoder().decode(b"\2" + payload, len(chunk))) == chunk
+
+
+def test_planes_are_guessed_only_if_that_is_allowed():
+    chunk = normal(50_000, "bfloat16").tobytes()
+    assert Encoder().encode(chunk)[0] is Codec.PLANES
+    codec, payload = Encoder(planes=False).encode(chunk)
+    assert codec is Codec.ZSTD
+    assert bytes(Decoder().decode(b"\1" + payload, len(chunk))) == chunk
+
+
+@pytest.mark.parametrize("chunk", [b"a text of many lines\n" * 9000, random.Random(1).randbytes(2**16) + bytes(2**17)])
+def test_what_matches_shorten_is_left_to_them(chunk):
+    assert Encoder().encode(chunk)[0] is Codec.ZSTD
+
+
+def test_letters_at_random_are_no_elements():
+    chunk = bytes(random.Random(1).choices(b"abcdefghijklmnopqrstuvwxyz", k=200_000))
+    codec, payload = Encoder().encode(chunk)
+    assert codec is Codec.ZSTD
+    assert len(payload) < 0.65 * len(chunk)
+
+
+def one_plane(plane, coding_of_values):
+    """Encode bytes as the only plane of a chunk of known elements."""
+    codec, payload = Encoder().encode(plane, Elements(1, is_float=False))
+    assert codec is Codec.PLANES
+    ((coding, data),) = parts_of(payload)[1]
+    assert coding == coding_of_values
+    assert bytes(Decoder().decode(b"\2" + payload, len(plane))) == plane
+    return data
+
+
+def mixed(zeros, small, size=20_000):
+    """Bytes of which so many are zero and so many of the others small."""
+    chooser = random.Random(size)
+    return bytes(
+        0 if chooser.random() < zeros else (chooser.randrange(1, 3) if chooser.random() < small else 200)
+        for _ in range(size)
+    )
+
+
+def test_each_coding_of_a_plane_is_chosen_where_it_suits():
+    one_plane(bytes(5000), ZSTD)
+    assert len(one_plane(mixed(0.9, 0.9), TWO_BITS)) < 20_000 / 8
+    assert len(one_plane(mixed(0.65, 0.9), FOUR_BITS)) < 20_000 / 4
+    one_plane(bytes(random.Random(1).choices(b"abcd", k=5000)), ZSTD)
+    incompressible = np.stack([np.frombuffer(random.Random(1).randbytes(5000), np.uint8), np.zeros(5000, np.uint8)], 1)
+    payload = Encoder().encode(incompressible.tobytes(), Elements(2, is_float=False))[1]
+    assert codings_of(payload) == [RAW, ZSTD]
+
+
+def test_a_plane_for_which_its_coding_does_nothing_is_stored_as_it_is():
+    few = bytes((3, 1, 4, 1, 5))
+    shape, parts, rest = parts_of(payload_of(few + b"!", bytes(6), Elements(2, is_float=False)))
+    assert (shape, rest) == (1, b"")
+    assert {coding for coding, _ in parts} == {RAW}
+
+
+@pytest.mark.parametrize("limit", [0, 1, 50])
+def test_a_delta_that_is_no_smaller_than_wanted_is_none(limit):
+    chunk, base = random.Random(1).randbytes(5000), random.Random(2).randbytes(5000)
+    assert payload_of(chunk, base, Elements(4, is_float=True), limit=limit) is None
+    size = len(payload_of(base, base, Elements(4, is_float=True)))
+    assert payload_of(base, base, Elements(4, is_float=True), limit=size) is None
+    assert len(payload_of(base, base, Elements(4, is_float=True), limit=size + 1)) == size
+
+
+def test_a_delta_of_another_size_is_none():
+    assert payload_of(bytes(10), bytes(11), Elements(1, is_float=False)) is None
+
+
+def test_an_ordered_delta_of_weights_is_smaller():
+    base = normal(100_000, "<f4")
+    chunk = (base + np.random.default_rng(5).normal(0, 1e-6, len(base))).astype("<f4")
+    sizes = [
+        len(payload_of(chunk.tobytes(), base.tobytes(), ELEMENTS["float32"], ordered=ordered))
+        for ordered in (False, True)
+    ]
+    assert sizes[1] < sizes[0] < 0.6 * base.nbytes
+
+
+@all_elements
+def test_an_estimate_is_near_what_planes_take(elements):
+    chunk = (normal(50_000, f"<f{elements.width}") if elements.width > 1 else normal(50_000, "<f4")).tobytes()
+    expected = len(Encoder().encode(chunk, elements)[1])
+    assert 0.9 * expected <= Encoder().estimate(chunk, elements) <= 1.1 * expected
+    assert Encoder().estimate(b"", elements) == 0
+
+
+# --- planes and deltas that no writer makes ---
+
+
+def part(coding, data):
+    return struct.pack("<BI", coding, len(data)) + data
+
+
+def packed_part(bits, count, small, large, *, first=RAW, second=RAW):
+    return part(
+        {2: TWO_BITS, 4: FOUR_BITS}[bits], struct.pack("<I", count) + part(first, small) + bytes((second,)) + large
+    )
+
+
+def planes_of(*parts, shape=0, rest=b""):
+    return bytes((Codec.PLANES, shape)) + b"".join(parts) + rest
+
+
+def test_planes_by_hand():
+    """As SPEC.md says it, byte by byte."""
+    two = packed_part(2, 2, bytes([0b11_01_00_11, 0b10]), b"\x03\xc8")
+    assert bytes(Decoder().decode(planes_of(two), 5)) == bytes([3, 0, 1, 200, 2])
+    four = packed_part(4, 1, bytes([0x0F, 0x7E, 0x01]), b"\xff")
+    assert bytes(Decoder().decode(planes_of(four), 5)) == bytes([255, 0, 14, 7, 1])
+    zipped = packed_part(4, 300, frame(b"\xff" * 150), frame(b"\x20" * 300), first=ZSTD, second=ZSTD)
+    assert bytes(Decoder().decode(planes_of(zipped), 300)) == b"\x20" * 300
+    wide = planes_of(part(RAW, b"\1\2"), part(RAW, b"\3\4"), shape=1, rest=b"!")
+    assert bytes(Decoder().decode(wide, 5)) == b"\1\3\2\4!"
+    turned = planes_of(part(RAW, b"\x01"), part(RAW, b"\x7f"), shape=0b101)
+    assert bytes(Decoder().decode(turned, 2)) == bytes([0x80, 0xBF])
+
+
+def test_deltas_by_hand():
+    """As SPEC.md says it, byte by byte."""
+    integers = b"\3\0" + part(RAW, bytes([0, 1, 2, 3]))
+    assert bytes(Decoder().decode(integers, 4, bytes([7, 0, 255, 7]))) == bytes([7, 255, 0, 5])
+    floats = b"\3\4" + part(RAW, bytes([2, 1, 2]))  # the next one up from -0 is 0, from -1 and from 1
+    assert bytes(Decoder().decode(floats, 3, bytes([0x80, 0x00, 0x81]))) == bytes([0x00, 0x80, 0x80])
+    ordered = b"\3\x08" + part(RAW, bytes([2, 4, 6, 8]))
+    assert bytes(Decoder().decode(ordered, 4, bytes([9, 0, 9, 1]))) == bytes([9 + 3, 0 + 1, 9 + 4, 1 + 2])
+
+
+@pytest.mark.parametrize(
+    ("blob", "size"),
+    [
+        (b"\2", 0),
+        (planes_of(shape=0b1000), 0),  # only deltas are ordered
+        (planes_of(part(RAW, b"ab"), shape=0b10000), 2),
+        (planes_of(part(RAW, b"ab"), shape=0x80), 2),
+        (planes_of(part(RAW, b"ab"))[:-1], 2),
+        (planes_of(part(RAW, b"ab"))[:5], 2),
+        (planes_of(part(RAW, b"ab")), 1),
+        (planes_of(part(RAW, b"ab")), 3),
+        (planes_of(part(RAW, b"ab"), rest=b"!"), 2),
+        (planes_of(part(RAW, b"a"), part(RAW, b"b"), shape=1), 3),
+        (planes_of(part(RAW, b"a"), part(RAW, b"b"), shape=1, rest=b"!!"), 4),
+        (planes_of(part(RAW, b"a"), shape=1), 2),
+        (planes_of(part(4, b"ab")), 2),
+        (planes_of(part(255, b"ab")), 2),
+        (planes_of(part(ZSTD, frame(ZEROS))), 299),
+        (planes_of(part(ZSTD, frame(ZEROS) + b"!")), 300),
+        (planes_of(part(ZSTD, b"no frame at all")), 300),
+        (planes_of(part(ZSTD, frame(b""))), 0),
+        (planes_of(part(TWO_BITS, b"\0\0\0")), 4),
+        (planes_of(part(TWO_BITS, b"\0\0\0\0")), 4),
+        (planes_of(part(TWO_BITS, b"\0\0\0\0" + part(RAW, b"\0"))), 4),  # no large values, not even none
+        (planes_of(packed_part(2, 0, b"", b"")), 4),
+        (planes_of(packed_part(2, 0, b"\0\0", b"")), 4),
+        (planes_of(packed_part(2, 0, b"\x03", b"")), 4),
+        (planes_of(packed_part(2, 1, b"\0", b"\x09")), 4),
+        (planes_of(packed_part(2, 1, b"\x03", b"")), 4),
+        (planes_of(packed_part(2, 1, b"\x03", b"\x09\x09")), 4),
+        (planes_of(packed_part(2, 5, b"\xff", b"\x09" * 5)), 4),
+        (planes_of(packed_part(2, 2**32 - 1, b"\xff", b"\x09" * 4)), 4),
+        (planes_of(packed_part(4, 1, b"\x0f", b"\x20")), 4),
+        (planes_of(packed_part(2, 1, b"\x03", b"\x09", first=TWO_BITS)), 4),  # packed twice
+        (planes_of(packed_part(2, 1, b"\x03", b"\x09", second=FOUR_BITS)), 4),
+        (planes_of(packed_part(2, 0, b"\0", b"", second=ZSTD)), 4),
+    ],
+)
+def test_planes_that_no_writer_makes_are_refused(blob, size):
+    with pytest.raises(DamagedObject):
+        Decoder().decode(blob, size)
+    with pytest.raises(DamagedObject):
+        Decoder().decode(b"\3" + blob[1:2].replace(b"\x08", b"\x10") + blob[2:], size, bytes(size))
+
+
+@pytest.mark.parametrize("base", [None, b"", bytes(3), bytes(5)])
+def test_a_delta_without_a_base_of_its_size_is_refused(base):
+    with pytest.raises(DamagedObject, match="without a base of that size"):
+        Decoder().decode(b"\3\0" + part(RAW, bytes(4)), 4, base)
+
+
+def hostile_payloads():
+    """Valid blobs of every coding, with the chunk, and the base of a delta."""
+    base = normal(1500, "<f4")
+    chunk = (base + np.random.default_rng(5).normal(0, 1e-6, len(base))).astype("<f4").tobytes() + b"!"
+    lower = base.tobytes() + b"?"
+    whole = {
+        "planes of floats": (chunk, Elements(4, is_float=True)),
+        "planes of numbers": (np.arange(900).astype("<i8").tobytes(), Elements(8, is_float=False)),
+        "two bits": (mixed(0.9, 0.9, 2000), Elements(1, is_float=False)),
+        "four bits": (mixed(0.65, 0.9, 2000), Elements(1, is_float=False)),
+    }
+    for name, (plain, elements) in whole.items():
+        codec, payload = Encoder().encode(plain, elements)
+        assert codec is Codec.PLANES
+        yield name, bytes((codec,)) + payload, plain, None
+    for ordered in (False, True):
+        payload = payload_of(chunk, lower, ELEMENTS["float32"], ordered=ordered)
+        yield f"delta, {ordered}", b"\3" + payload, chunk, lower
+
+
+HOSTILE = list(hostile_payloads())
+hostile = pytest.mark.parametrize(
+    ("blob", "plain", "base"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE]
+)
+
+
+def refused_or_of_its_size(blob, size, base):
+    """Decode what may be damaged."""
+    try:
+        chunk = Decoder().decode(blob, size, base)
+    except DamagedObject:
+        return None
+    assert len(chunk) == size
+    return bytes(chunk)
+
+
+@hostile
+def test_every_truncation_and_every_wrong_size_is_refused(blob, plain, base):
+    assert bytes(Decoder().decode(blob, len(plain), base)) == plain
+    for size in [*range(1, 60), *range(60, len(blob), 37), len(blob) - 1]:
+        assert refused_or_of_its_size(blob[:size], len(plain), base) is None
+    for size in (0, 1, len(plain) - 9, len(plain) + 9, MAX_CHUNK_SIZE):
+        assert refused_or_of_its_size(blob, size, None if base is None else bytes(size)) is None
+    assert refused_or_of_its_size(blob + b"!", len(plain), base) is None
+
+
+@hostile
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_damaged_payloads_are_refused_or_decode_to_other_bytes(blob, plain, base, data):
+    damaged = bytearray(blob)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(1, 40) | st.integers(1, len(blob) - 1))
+        damaged[at] = data.draw(st.integers(0, 255))
+    refused_or_of_its_size(damaged, len(plain), base)
+    start, end = sorted(data.draw(st.integers(1, len(blob))) for _ in range(2))
+    refused_or_of_its_size(blob[:start] + data.draw(st.binary(max_size=30)) + blob[end:], len(plain), base)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from([2, 3]), st.integers(0, 15), st.binary(max_size=80), st.integers(0, 40))
+def test_random_payloads_are_refused_or_decode_to_something(codec, shape, data, size):
+    refused_or_of_its_size(bytes((codec,)) + data, size, bytes(size))
+    refused_or_of_its_size(bytes((codec, shape)) + data, size, bytes(size))
+
+
+@pytest.mark.parametrize("coding", [RAW, ZSTD, TWO_BITS, FOUR_BITS])
+@pytest.mark.parametrize("declared", [2**24, 2**31, 2**32 - 1])
+def test_payloads_that_declare_much_take_little_memory(coding, declared):
+    huge = b"\x28\xb5\x2f\xfd\xe0" + declared.to_bytes(8, "little") + b"\x03\0\0"
+    inner = struct.pack("<IBI", declared, ZSTD, len(huge)) + huge + b"\1" + huge
+    payloads = [huge, inner, struct.pack("<IBI", declared, RAW, declared)]
+    blobs = [bytes((codec, 0)) + part(coding, payload) for codec in (2, 3) for payload in payloads]
+    blobs += [bytes((codec, 0, coding)) + struct.pack("<I", declared) + huge for codec in (2, 3)]
+    for blob in blobs:
+        tracemalloc.start()
+        try:
+            assert refused_or_of_its_size(blob, 1000, bytes(1000)) is None
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_a_small_blob_of_the_largest_chunk_takes_memory_in_proportion_to_it(width):
+    elements = Elements(width, is_float=True)
+    chunk = bytes(MAX_CHUNK_SIZE)
+    blobs = [b"\2" + Encoder().encode(chunk, elements)[1], b"\3" + payload_of(chunk, chunk, elements, ordered=True)]
+    for blob in blobs:
+        assert len(blob) < 10_000
+        tracemalloc.start()
+        try:
+            assert bytes(Decoder().decode(blob, len(chunk), chunk)) == chunk
+            assert tracemalloc.get_traced_memory()[1] < 6 * MAX_CHUNK_SIZE
+        finally:
+            tracemalloc.stop()

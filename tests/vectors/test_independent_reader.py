@@ -3,6 +3,7 @@ import importlib.util
 import json
 import math
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -16,6 +17,8 @@ from blake3 import blake3
 
 from cas_checkpoint import Store
 from cas_checkpoint.chunking import ChunkerParameters
+from cas_checkpoint.codecs import Decoder
+from cas_checkpoint.errors import DamagedObject
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import StoreId
 
@@ -81,6 +84,15 @@ def test_golden_snapshots(tree, enclosed, check_restored):
     check_restored(tree["entries"], enclosed)
 
 
+TENSOR_TREES = load("trees-with-tensors.json")
+
+
+@pytest.mark.parametrize("tree", TENSOR_TREES, ids=lambda tree: tree["sequence"])
+def test_snapshots_with_tensors(tree, enclosed, check_restored):
+    restore(VECTORS / "store-with-tensors", enclosed, f"main@{tree['sequence']}")
+    check_restored(tree["entries"], enclosed)
+
+
 def test_of_one_number_it_takes_the_highest_id(enclosed, check_restored):
     tree = max((tree for tree in TREES if tree not in UNAMBIGUOUS), key=lambda tree: tree["id"])
     restore(VECTORS / "store", enclosed, "Zwei/ß.x@1")
@@ -107,6 +119,38 @@ def reader():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+CODECS = load("codecs/codecs.json")
+
+
+def read_blob(case):
+    """Return blob, chunk, and base of one of the vectors of codecs."""
+    folder = VECTORS / "codecs"
+    blob, plain = ((folder / f"{case['name']}.{kind}").read_bytes() for kind in ("blob", "plain"))
+    return blob, plain, (folder / f"{case['name']}.base").read_bytes() if "base" in case else None
+
+
+@pytest.mark.parametrize("case", CODECS, ids=lambda case: case["name"])
+def test_blobs(case, reader):
+    blob, plain, base = read_blob(case)
+    assert reader.decode(blob, len(plain), base) == plain
+
+
+@pytest.mark.parametrize("case", [case for case in CODECS if case["codec"] > 1], ids=lambda case: case["name"])
+def test_it_refuses_the_blobs_that_the_library_refuses(case, reader):
+    blob, plain, base = read_blob(case)
+    chooser = random.Random(case["name"])
+    damaged = [blob[:size] for size in range(1, len(blob), max(1, len(blob) // 30))]
+    damaged += [blob[:at] + bytes([chooser.randrange(256)]) + blob[at + 1 :] for at in range(1, min(len(blob), 40))]
+    for one in damaged:
+        try:
+            expected = bytes(Decoder().decode(one, len(plain), base))
+        except DamagedObject:
+            with pytest.raises(Exception, match=r"."):
+                reader.decode(one, len(plain), base)
+        else:
+            assert reader.decode(one, len(plain), base) == expected
 
 
 @pytest.fixture
