@@ -12,6 +12,7 @@ memory than the cap, is a finding: the process shows it, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def make_targets() -> Mapping[str, tuple[Target, str]]:
 
     def blob(data: bytes) -> object:
         size = int.from_bytes(data[:3], "little")
-        return bytes(Decoder().decode(data[3:], size))
+        return bytes(Decoder().decode(data[3:], size, bytes(range(256)) * (size // 256) + bytes(size % 256)))
 
     return {
         "header": (record(Kind.HEADER, headers.Header.decode), "**/cas-checkpoint"),
@@ -117,11 +118,14 @@ def make_seeds(name: str) -> list[bytes]:
         encode_entry(Entry(b"link", EntryType.SYMLINK, target=b"a", xattrs={b"user.a": b"1"})),
         encode_entry(Entry(b"sparse", EntryType.FILE, 0o644, 7, 100, Content(5, 0, ref), extents=((1, 2), (7, 3)))),
     ]
+    codecs = json.loads((VECTORS / "codecs" / "codecs.json").read_bytes())
+    blobs = [(row["plain_size"], (VECTORS / "codecs" / f"{row['name']}.blob").read_bytes()) for row in codecs]
     containers = [path.read_bytes() for path in sorted(CONTAINERS.iterdir()) if path.suffix != ".json"]
     seeds = {
         "entry": [data[4:] for data in encoded],
         "entries": [b"".join(encoded)],
         "refs": [ref * 3],
+        "blob": [size.to_bytes(3, "little") + blob for size, blob in blobs],
         **dict.fromkeys(("tensors", "dcp"), containers),
     }
     return seeds.get(name, [])

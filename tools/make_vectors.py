@@ -227,8 +227,20 @@ def tensor_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
         "delta-of-bytes-that-are-floats": (
             b"\3\4" + part(1, frame(b"\2\1\2" * 30)), b"\0\x80\x80" * 30, b"\x80\0\x81" * 30,
         ),
+        "delta-two-bits": (
+            b"\3\0" + packed_part(2, 26, (0, pack_bits(2, few)), (0, b"\3\xc8" * 13)),
+            bytes((5, 7, 6, 107, 8, 7, 6)) * 13,
+            b"\7" * 91,
+        ),
+        "delta-four-bits-in-order": (
+            b"\3\x08" + packed_part(3, 13, (0, pack_bits(4, few)), (0, b"\xc8" * 13)),
+            bytes((5, 7, 6, 107, 8, 7, 6)) * 13,
+            b"\7" * 91,
+        ),
         "delta-in-order": (
-            b"\3\x08" + part(1, frame(b"\2" * 20 + b"\4" * 20 + b"\6" * 40)), b"\x0c\1\x0c\3" * 20, b"\x09\0\x09\1" * 20,
+            b"\3\x08" + part(1, frame(b"\2" * 20 + b"\4" * 20 + b"\6" * 40)),
+            b"\x0c\1\x0c\3" * 20,
+            b"\x09\0\x09\1" * 20,
         ),
     }  # fmt: skip
     for blob, plain, _ in (blobs := blobs | encoded_blobs()).values():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cas_checkpoint.codecs import MAX_CHUNK_SIZE, Codec, Decoder, Encoder, blob_check
 from cas_checkpoint.commits import Commit, CommitKey, Inline, SaveStats, State, parse_commit_key
+from cas_checkpoint.elements import Elements
 from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 from cas_checkpoint.headers import MAX_HEADER_SIZE, OPERATIONS, Header, check_features
 from cas_checkpoint.ids import PackId, StoreId, TransactionId, chunk_id, digest
@@ -87,6 +88,23 @@ ENTRIES = [
 ]
 STREAM = b"".join(map(encode_entry, ENTRIES))
 BLOB = Encoder().blob(bytes(500))
+FLOATS = Elements(4, is_float=True)
+TENSOR = np.random.default_rng(1).normal(0, 1, 200).astype("<f4").tobytes() + b"!"
+EARLIER = (np.frombuffer(TENSOR, "<u4", 200) + np.arange(200, dtype="<u4") % 3 * 70).astype("<u4").tobytes() + b"?"
+SPARSE = bytes(0 if at % 9 else 200 if at % 2 else 1 for at in range(1000))
+BYTES = Elements(1, is_float=False)
+PLANES = {
+    "planes": (bytes((Codec.PLANES,)) + Encoder().encode(TENSOR, FLOATS)[1], TENSOR, None),
+    "packed planes": (bytes((Codec.PLANES,)) + Encoder().encode(SPARSE, BYTES)[1], SPARSE, None),
+    **{
+        f"delta, {'ordered' if ordered else 'as it is'}": (
+            bytes((Codec.DELTA,)) + Encoder().encode_delta(TENSOR, EARLIER, FLOATS, ordered=ordered, limit=2**20),
+            TENSOR,
+            EARLIER,
+        )
+        for ordered in (False, True)
+    },
+}
 
 MOVE_KEY = str(MoveKey(PACK, NAME))
 RECORDS = {
@@ -112,6 +130,11 @@ def find_in(data):
     return find_tensors(lambda offset, size: bytes(data[offset : offset + size]), len(data))
 
 
+def decode_blob(plain, base, data):
+    """Decode what should be the blob of `plain`, a delta of `base` if there is one."""
+    return bytes(Decoder().decode(data, len(plain), base))
+
+
 PARSERS = {
     **{kind.name: record for kind, record in RECORDS.items()},
     "footer": (parse_footer, FOOTER.encoded),
@@ -129,6 +152,7 @@ PARSERS = {
     **{f"tensors of {path.name}": (find_in, path.read_bytes()) for path in CONTAINERS},
     "metadata of tensors": (lambda data: read_metadata(bytes(data)), METADATA),
     "blob": (lambda data: bytes(Decoder().decode(data, 500)), BLOB),
+    **{name: (partial(decode_blob, plain, base), blob) for name, (blob, plain, base) in PLANES.items()},
 }
 parsers = pytest.mark.parametrize(("parse", "valid"), PARSERS.values(), ids=PARSERS)
 
@@ -335,10 +359,16 @@ def test_sealed_indexes_are_read_or_refused(data):
 
 
 @settings(deadline=None, max_examples=100)
-@given(data=mutated(BLOB) | st.binary(max_size=50), size=st.integers(-1, MAX_CHUNK_SIZE + 1) | st.integers(0, 600))
+@given(
+    data=mutated(BLOB)
+    | st.sampled_from(list(PLANES.values())).flatmap(lambda case: mutated(case[0]))
+    | st.binary(max_size=50),
+    size=st.integers(-1, MAX_CHUNK_SIZE + 1) | st.integers(0, 600),
+)
 def test_blobs_of_any_size_are_read_or_refused(data, size):
-    for codec in (Codec.RAW, Codec.ZSTD):
-        chunk = outcome(lambda blob: Decoder().decode(blob, size), bytes((codec,)) + data[1:])
+    base = bytes(max(0, size))
+    for codec in Codec:
+        chunk = outcome(lambda blob: Decoder().decode(blob, size, base), bytes((codec,)) + data[1:])
         assert chunk is None or len(chunk) == size
 
 
@@ -429,6 +459,20 @@ def test_a_blob_that_declares_a_huge_chunk_takes_no_more_than_a_chunk_may(declar
     blob = bytes((Codec.ZSTD,)) + huge_frame(declared, b"\x03\x00\x00")
     assert peak(lambda data: Decoder().decode(data, 500), blob) < SMALL
     assert peak(lambda data: Decoder().decode(data, declared), blob) < SMALL + MAX_CHUNK_SIZE
+
+
+@pytest.mark.parametrize("codec", [Codec.PLANES, Codec.DELTA])
+@pytest.mark.parametrize("coding", range(4))
+@pytest.mark.parametrize("declared", [MAX_CHUNK_SIZE, MAX_CHUNK_SIZE + 1, 2**32 - 1])
+def test_planes_that_declare_a_huge_chunk_take_no_more_than_a_chunk_may(codec, coding, declared):
+    frame = huge_frame(declared, b"\x03\x00\x00")
+    packed = huge_frame(declared // 4, b"\x03\x00\x00")
+    values = struct.pack("<IBI", declared, 1, len(packed)) + packed + b"\1" + frame
+    base = bytes(min(declared, MAX_CHUNK_SIZE))
+    for part in (frame, values):
+        blob = bytes((codec, 0, coding)) + struct.pack("<I", len(part)) + part
+        assert peak(lambda data: Decoder().decode(data, 500, base[:500]), blob) < SMALL
+        assert peak(lambda data: Decoder().decode(data, declared, base), blob) < SMALL + 2 * MAX_CHUNK_SIZE
 
 
 @pytest.mark.parametrize("count", [1, 2**16, 2**32 - 1])

@@ -6,11 +6,12 @@ import math
 import struct
 
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cas_checkpoint.codecs import Encoder
+from cas_checkpoint.codecs import Codec, Encoder
 from cas_checkpoint.errors import DamagedObject, ForeignObject, InvalidArgument, UnsupportedStore
 from cas_checkpoint.ids import digest
 from cas_checkpoint.records import (
@@ -287,8 +288,8 @@ def test_a_sealed_record_is_still_checked(data, reason):
 
 
 def test_a_record_with_a_codec_of_tomorrow_is_refused_as_too_new():
-    with pytest.raises(UnsupportedStore, match="codec 2"):
-        decode_record(Kind.MARK, sealed(Kind.MARK, b"\x80", blob=b"\2abc"))
+    with pytest.raises(UnsupportedStore, match="codec 4"):
+        decode_record(Kind.MARK, sealed(Kind.MARK, b"\x80", blob=b"\4abc"))
 
 
 def test_of_a_field_that_stands_twice_the_last_one_counts():
@@ -383,3 +384,14 @@ def test_integers_have_63_bits_unless_said_otherwise(value, fits):
 def test_only_a_map_has_fields(value):
     with pytest.raises(DamagedObject, match="where a map belongs"):
         Fields(value)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<f4", "<f8"])
+def test_no_record_is_stored_as_planes(dtype):
+    """Though its body is such as would be, were it a chunk of a file."""
+    values = np.random.default_rng(1).normal(1000, 50, 2**17).astype(dtype).tobytes()
+    body = {"packs": values}
+    data = encode_record(Kind.MANIFEST, body)
+    assert data[HEAD_SIZE + 4] == Codec.ZSTD
+    assert decode_record(Kind.MANIFEST, data).bytes("packs") == values
+    assert Encoder().encode(pack_value(body))[0] is Codec.PLANES

@@ -1,5 +1,6 @@
 import ast
 import importlib.util
+import io
 import json
 import math
 import os
@@ -11,16 +12,18 @@ import sys
 from pathlib import Path
 
 import msgpack
+import numpy as np
 import pytest
 import zstandard
 from blake3 import blake3
 
 from cas_checkpoint import Store
 from cas_checkpoint.chunking import ChunkerParameters
-from cas_checkpoint.codecs import Decoder
+from cas_checkpoint.codecs import Codec, Decoder
 from cas_checkpoint.errors import DamagedObject
 from cas_checkpoint.headers import Header
 from cas_checkpoint.ids import StoreId
+from cas_checkpoint.packs import parse_footer
 
 VECTORS = Path(__file__).parent
 READER = VECTORS.parent.parent / "tools" / "independent_reader.py"
@@ -517,6 +520,49 @@ def test_a_tree_saved_by_the_library(tree, small_chunks, tmp_path, check_same):
     store.save(tree, owner=True)
     restore(tmp_path / "store", tmp_path / "restored")
     check_same(tree, tmp_path / "restored")
+
+
+def numpy_file(values):
+    """Return what numpy saves an array as."""
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("delta", ["fast", "small"])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "i8", "u1"])
+def test_tensors_that_were_saved_again(dtype, delta, tmp_path, check_same):
+    """Chunks of 4 KiB, so that planes and deltas of many sorts are there, and the reader soon done."""
+    generator = np.random.default_rng(1)
+    first = (generator.normal(0, 30, (100, 60))).astype(dtype)
+    second = first.copy()
+    second[20:] += generator.integers(0, 2, (80, 60)).astype(dtype)
+    place, source = tmp_path / "store", tmp_path / "source"
+    header = Header(StoreId(bytes(16)), ChunkerParameters("fastcdc-2020", 1024, 2048, 4096, 1, 0))
+    place.mkdir()
+    (place / "cas-checkpoint").write_bytes(header.encode())
+    source.mkdir()
+    filler = np.random.default_rng(2).bytes(300_000)  # so that it is not carried by a commit
+    store = Store.open(place)
+    for number, values in enumerate((first, second), 1):
+        (source / "a.npy").write_bytes(numpy_file(values))
+        (source / "filler").write_bytes(filler)
+        store.save(source, series="s", delta=delta)
+        restore(place, tmp_path / str(number), f"s@{number}")
+        check_same(source, tmp_path / str(number))
+    footers = [read_footer(path.read_bytes()) for path in (place / "packs").iterdir()]
+    assert any(codec == Codec.PLANES for data, footer in footers for codec in codecs_of(data, footer))
+    assert any(codec == Codec.DELTA for data, footer in footers for codec in codecs_of(data, footer))
+
+
+def read_footer(data):
+    """Return a pack and its footer."""
+    (size,) = struct.unpack_from("<I", data, len(data) - 8)
+    return data, parse_footer(data[-size - 8 : -8])
+
+
+def codecs_of(data, footer):
+    return [data[offset] for offset in footer.offsets.tolist()]
 
 
 def test_several_packs_and_snapshots_that_share_them(tree, tmp_path, monkeypatch, check_same):
