@@ -455,6 +455,31 @@ def delta_of_what_is_stored_as_a_delta(world):
     return world.is_intact()
 
 
+def repacking_of_a_base_that_another_snapshot_of_the_same_needs_not(world):
+    """One snapshot holds a chunk as a delta, another of the very same entries holds it whole and is looked at first."""
+    first = world.save({**MANY, **V0})
+    backend = world.open()._backend
+    (index,) = backend.list("index/")
+    second = world.save({**A, **V1})
+    world.save({**A, **V1}, series="other")
+    backend.delete(index.key)  # so that the base is not known
+    whole = world.save({**A, **V1}, series="whole")
+    world.forget(first)
+    world.forget(second)
+    needing, max_rows = Roots.needing, collecting._MAX_ROWS
+    try:
+        Roots.needing = lambda self, packs: dict(
+            sorted(needing(self, packs).items(), key=lambda item: item[1].commit.key.series, reverse=True)
+        )
+        collecting._MAX_ROWS = 100
+        assert world.collect().packs_repacked == 1
+    finally:
+        Roots.needing, collecting._MAX_ROWS = needing, max_rows
+    world.forget(whole)
+    world.collect()
+    return world.is_intact()
+
+
 # --- mutations: each takes one rule out ------------------------------------------------------------
 
 
@@ -652,6 +677,18 @@ def bases_are_not_needed(patch):
     patch(SnapshotReader, "bases", lambda *_: ids_array(b""))
 
 
+def snapshots_of_the_same_entries_need_the_same(patch):
+    real, seen = SnapshotReader.bases, set()
+
+    def bases(self, chunks):
+        if tuple(chunks) in seen:
+            return ids_array(b"")
+        seen.add(tuple(chunks))
+        return real(self, chunks)
+
+    patch(SnapshotReader, "bases", bases)
+
+
 def a_delta_is_taken_over_without_its_base(patch):
     def look_up(self, ids):
         array = ids_array(b"".join(ids))
@@ -717,6 +754,10 @@ CASES = [
     ),
     (the_pack_of_a_base_is_not_named, forgotten_base),
     (bases_are_not_needed, repacking_of_a_base),
+    (
+        snapshots_of_the_same_entries_need_the_same,
+        repacking_of_a_base_that_another_snapshot_of_the_same_needs_not,
+    ),
     (a_delta_is_taken_over_without_its_base, save_of_what_is_stored_as_a_delta),
     (a_delta_is_taken_over_without_its_base, save_of_what_is_stored_as_a_delta_whose_base_is_gone),
     (a_base_may_be_a_delta, delta_of_what_is_stored_as_a_delta),
