@@ -79,7 +79,14 @@ def test_a_header_has_the_specified_fields():
     [
         {"of tomorrow": 1},
         {"capabilities": {"put_if_absent": True, "of tomorrow": 1}},
-        {"features": {"read": ("moves", "tensors"), "write": ("moves", "tensors"), "collect": ("moves", "tensors"), "of tomorrow": ()}},
+        {
+            "features": {
+                "read": ("moves", "tensors"),
+                "write": ("moves", "tensors"),
+                "collect": ("moves", "tensors"),
+                "of tomorrow": (),
+            }
+        },
         {"chunker": {**DATA_CHUNKER._asdict(), "of tomorrow": 1}},
     ],
 )
