@@ -395,7 +395,7 @@ def own_packs_are_not_checked(patch):
 
 
 def marks_are_looked_at_before_the_manifest_is_written(patch):
-    real = saving._Attempt._checked_commit
+    real = saving.Attempt._checked_commit
     found = []
 
     def check_first(self, entries, refs, base):
@@ -404,7 +404,7 @@ def marks_are_looked_at_before_the_manifest_is_written(patch):
         return real(self, entries, refs, base)
 
     saving_condemned = saving.condemned_packs
-    patch(saving._Attempt, "_checked_commit", check_first)
+    patch(saving.Attempt, "_checked_commit", check_first)
     patch(saving, "condemned_packs", lambda *_: found[-1])
 
 
@@ -517,7 +517,7 @@ def moves_are_removed_while_they_are_needed(patch):
 
 
 def the_short_cut_does_not_look_at_moves(patch):
-    patch(saving._Attempt, "_is_moved", lambda _: False)
+    patch(saving.Attempt, "_is_moved", lambda _: False)
 
 
 def the_manifest_is_forgotten_first(patch):

@@ -69,7 +69,7 @@ def test_a_header_has_the_specified_fields():
             "seed": 0,
         },
         "capabilities": {"put_if_absent": True},
-        "features": {"read": ("moves",), "write": ("moves",), "collect": ("moves",)},
+        "features": {"read": ("moves",), "write": ("moves",), "collect": ("moves", "parts")},
         "key_slots": (),
     }
 
@@ -79,7 +79,7 @@ def test_a_header_has_the_specified_fields():
     [
         {"of tomorrow": 1},
         {"capabilities": {"put_if_absent": True, "of tomorrow": 1}},
-        {"features": {"read": ("moves",), "write": ("moves",), "collect": ("moves",), "of tomorrow": ()}},
+        {"features": {"read": ("moves",), "write": ("moves",), "collect": ("moves", "parts"), "of tomorrow": ()}},
         {"chunker": {**DATA_CHUNKER._asdict(), "of tomorrow": 1}},
     ],
 )
