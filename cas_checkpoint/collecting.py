@@ -132,7 +132,7 @@ class _Source(NamedTuple):
     """A pack that is to be replaced by copies of what is needed of it.
 
     Attributes:
-        size: its size in bytes.
+        size: bytes of its blobs.
         footer: its footer.
         needed: numbers of the rows to keep.
     """
@@ -293,7 +293,7 @@ class _Collection:
                     if root.is_committed:
                         self._warn(key, error)
         return {
-            footer.pack: _Source(footer.pack_size, footer, np.flatnonzero(rows).tolist())
+            footer.pack: _Source(int(footer.stored_sizes.sum(dtype=np.uint64)), footer, np.flatnonzero(rows).tolist())
             for footer, rows in zip(footers, needs.rows(), strict=True)
             if footer.pack not in unknown
         }
