@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Interleaves two savers, a forgetter, two collectors and a reader, storage operation by storage operation, at random.
+"""Interleaves savers, ranks, a forgetter, two collectors and a reader, storage operation by storage operation, at random.
 
 Usage: interleavings.py [--schedules N] [--seed N] [--processes N]
 
@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 from crash_points import FILES, OTHERS, SOME, Files, World, noise, recover, small
 
-from cas_checkpoint import CasCheckpointError, SaveAborted, SnapshotNotFound, Store
+from cas_checkpoint import CasCheckpointError, PartPlan, PartReceipt, SaveAborted, SnapshotNotFound, Store
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.testing import Actor, Scheduler, SimulatedBackend, in_one_thread, seeded_ids
 
 _BATCH = 100
+RANKS: tuple[Files, Files] = ({**SOME, "rank0": noise(400, 9_000)}, {"g5": OTHERS["g5"], "rank1": noise(401, 9_000)})
 
 
 class Tried(NamedTuple):
@@ -59,12 +60,26 @@ class Trial:
         self._first, self._second = list(world.saved)[:2]
         self.wrong: list[str] = []
         self.counts = Counter({"schedules": 1})
+        self._plan: PartPlan | None = None
+        self._receipts: dict[int, PartReceipt] = {}
 
     def _saver(self, files: Files) -> Actor:
         def save(backend: Backend) -> None:
             snapshot = Store.open(backend, workers=1).save(files)
             self._world.saved[snapshot.id] = files
             self.counts["acknowledged"] += 1
+
+        return save
+
+    def _rank(self, part: int) -> Actor:
+        def save(backend: Backend) -> None:
+            store = Store.open(backend, workers=1)
+            self._plan = self._plan or store.begin_parts(parts=len(RANKS))
+            self._receipts[part] = store.save_part(RANKS[part], self._plan, part=part)
+            if len(self._receipts) == len(RANKS):  # the last one commits
+                snapshot = store.commit_parts(self._plan, self._receipts.values())
+                self._world.saved[snapshot.id] = RANKS[0] | RANKS[1]
+                self.counts["acknowledged in parts"] += 1
 
         return save
 
@@ -93,6 +108,8 @@ class Trial:
             {
                 "saver 1": self._saver({**FILES, "new": noise(300, 9_000)}),
                 "saver 2": self._saver({"f3": FILES["f3"], "g2": OTHERS["g2"], "new": noise(301, 9_000)}),
+                "rank 0": self._rank(0),
+                "rank 1": self._rank(1),
                 "forgetter": self._forget,
                 "collector 1": lambda backend: Store.open(backend, workers=1).collect(repack=0.1),
                 "collector 2": lambda backend: Store.open(backend, workers=1).collect(repack=0.5),

@@ -26,11 +26,15 @@ def run(tool, *arguments):
         "save-in-many-packs",
         "save-that-merges",
         "save-that-keeps",
+        "save-in-parts",
+        "first-save-in-parts",
         "forget",
         "collect",
         "collect-and-repack",
         "collect-unfinished",
         "collect-condemned",
+        "collect-parts",
+        "repair",
     ],
 )
 def test_a_crash_at_any_write_loses_nothing(scenario):

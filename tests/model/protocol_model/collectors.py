@@ -440,7 +440,7 @@ class Collector(Unsaving):
 
 
 def _chunks_needed(rules: Rules, manifest: Manifest, moves: frozenset[Move]) -> frozenset[str]:
-    """Return the chunks that a manifest needs: its own, and the bases of those that any of its packs holds as deltas."""
+    """Return the chunks that a manifest needs: its own, and the bases of those that its packs hold as deltas."""
     if not rules.counts_bases:
         return manifest.chunks
     deltas = deltas_in(closure(manifest.packs, moves))

@@ -2,7 +2,7 @@
 
 Everything is immutable, so that a whole store can be a key of a dictionary. A pack is its name, and its name ends in
 the chunks that it holds: `w1.0/ab` holds the chunks a and b, and was the first that the writer w1 wrote. A capital is a
-chunk stored as a delta of the one before it in the alphabet: `w1.0/B` holds b, and who reads it needs a whole copy of a.
+chunk stored as a delta of the one before it in the alphabet: `w1.0/B` holds b, which needs a whole copy of a.
 """
 
 from __future__ import annotations
