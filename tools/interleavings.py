@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Interleaves savers, ranks, a forgetter, two collectors and a reader, storage operation by storage operation, at random.
+"""Interleaves savers, ranks, a forgetter, two collectors and a reader, one storage operation at a time, at random.
 
 Usage: interleavings.py [--schedules N] [--seed N] [--processes N]
 
@@ -74,7 +74,8 @@ class Trial:
     def _rank(self, part: int) -> Actor:
         def save(backend: Backend) -> None:
             store = Store.open(backend, workers=1)
-            self._plan = self._plan or store.begin_parts(parts=len(RANKS))
+            plan = store.begin_parts(parts=len(RANKS))
+            self._plan = self._plan or plan  # of the rank that was first
             self._receipts[part] = store.save_part(RANKS[part], self._plan, part=part)
             if len(self._receipts) == len(RANKS):  # the last one commits
                 snapshot = store.commit_parts(self._plan, self._receipts.values())
