@@ -132,7 +132,7 @@ class _Source(NamedTuple):
     """A pack that is to be replaced by copies of what is needed of it.
 
     Attributes:
-        size: bytes of its blobs.
+        size: its size in bytes.
         footer: its footer.
         needed: numbers of the rows to keep.
     """
@@ -241,7 +241,8 @@ class _Collection:
         sources: dict[PackId, _Source] = {}
         for footers in self._footers(suspects):
             for pack, source in self._needed_rows(footers).items():
-                dead_size = source.size - _kept_size(source)
+                is_whole = len(source.needed) == len(source.footer.ids)
+                dead_size = 0 if is_whole else source.size - _kept_size(source)
                 if pack in forced or (repack is not None and dead_size >= max(1, repack * source.size)):
                     sources[pack] = source
         return sources
@@ -293,7 +294,7 @@ class _Collection:
                     if root.is_committed:
                         self._warn(key, error)
         return {
-            footer.pack: _Source(int(footer.stored_sizes.sum(dtype=np.uint64)), footer, np.flatnonzero(rows).tolist())
+            footer.pack: _Source(footer.pack_size, footer, np.flatnonzero(rows).tolist())
             for footer, rows in zip(footers, needs.rows(), strict=True)
             if footer.pack not in unknown
         }

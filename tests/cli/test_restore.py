@@ -98,10 +98,9 @@ def test_another_word_for_damage_is_refused(cli, saved, target):
     assert cli("restore", "latest", target, "--damaged", "ignore").exit_code == 2
 
 
-def test_an_older_snapshot_in_place_of_a_damaged_one(cli, saved, tree, target):
+def test_an_older_snapshot_in_place_of_a_damaged_one(cli, store, saved, tree, target):
     (tree / "a.txt").write_text("later")
     assert cli("save", tree).exit_code == 0
-    store = Store.open(cli.store)
     (commit,) = (key for key in store._backend.names("commits/") if "0002-" in key)
     store._backend.put(commit, [b"damaged"])
     assert cli("restore", "latest", target).exit_code == 12
