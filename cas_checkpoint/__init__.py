@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from cas_checkpoint.manifests import Entry, EntryType, Owner
     from cas_checkpoint.monitor import Monitor, Notice
+    from cas_checkpoint.parts import PartPlan, PartReceipt
     from cas_checkpoint.repairing import RepairReport
     from cas_checkpoint.restoring import RestoreResult
     from cas_checkpoint.snapshots import Snapshot
@@ -75,6 +76,8 @@ __all__ = [
     "Notice",
     "ObjectNotFound",
     "Owner",
+    "PartPlan",
+    "PartReceipt",
     "Problem",
     "RepairReport",
     "RestoreError",
@@ -117,6 +120,8 @@ _HOMES = {
     "Owner": "manifests",
     "Monitor": "monitor",
     "Notice": "monitor",
+    "PartPlan": "parts",
+    "PartReceipt": "parts",
     "RepairReport": "repairing",
     "RestoreResult": "restoring",
     "Snapshot": "snapshots",

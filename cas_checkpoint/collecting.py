@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cas_checkpoint.backends import Backend, ObjectInfo
-from cas_checkpoint.commits import manifest_key, pack_key
+from cas_checkpoint.commits import CommitKey, pack_key
 from cas_checkpoint.copying import PackCopier
 from cas_checkpoint.errors import CasCheckpointError, DamagedStore, InvalidArgument, ObjectNotFound, UnsupportedStore
 from cas_checkpoint.footers import read_footer
 from cas_checkpoint.headers import FEATURES, Header, check_features
-from cas_checkpoint.ids import SAVE_ID_SIZE, PackId, TransactionId, is_hex_id
+from cas_checkpoint.ids import SAVE_ID_SIZE, PackId, is_hex_id
 from cas_checkpoint.index import ChunkIndex, ids_array
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.merging import put_index, refresh_indexes
@@ -28,7 +28,7 @@ from cas_checkpoint.moves import MoveKey, closure
 from cas_checkpoint.needs import ChunkNeeds
 from cas_checkpoint.packs import Footer
 from cas_checkpoint.reading import SnapshotReader
-from cas_checkpoint.roots import Root, Roots
+from cas_checkpoint.roots import Roots
 from cas_checkpoint.transactions import (
     abort,
     close_mark,
@@ -217,10 +217,14 @@ class _Collection:
             return False
         return info.modified is None or self._now - info.modified < self._grace
 
-    def _abandoned(self) -> list[Root]:
-        """Return the manifests without a commit, but for those that may still get one soon."""
+    def _abandoned(self) -> list[CommitKey]:
+        """Return the transactions without a commit, but for those that may still get one soon."""
         found = self._roots.found.values() if self._give_up else ()
-        return [root for root in found if not root.is_committed and not self._is_young(root.info)]
+        infos = [(pack[:SAVE_ID_SIZE], info) for pack, info in self._packs.items()]
+        infos += [(root.commit.key.transaction[:SAVE_ID_SIZE], root.info) for root in found]
+        young = {save for save, info in infos if self._is_young(info)}  # of parts, any may be the last
+        keys = dict.fromkeys(root.commit.key for root in found if not root.is_committed)
+        return [key for key in keys if key.transaction[:SAVE_ID_SIZE] not in young]
 
     # --- repacking ---
 
@@ -237,7 +241,8 @@ class _Collection:
         sources: dict[PackId, _Source] = {}
         for footers in self._footers(suspects):
             for pack, source in self._needed_rows(footers).items():
-                dead_size = source.size - _kept_size(source)
+                is_whole = len(source.needed) == len(source.footer.ids)
+                dead_size = 0 if is_whole else source.size - _kept_size(source)
                 if pack in forced or (repack is not None and dead_size >= max(1, repack * source.size)):
                     sources[pack] = source
         return sources
@@ -277,18 +282,18 @@ class _Collection:
         needs = ChunkNeeds(footers)
         unknown: set[PackId] = set()
         seen: set[object] = set()
-        for name, root in self._roots.needing(footer.pack for footer in footers).items():
+        for key, root in self._roots.needing(footer.pack for footer in footers).items():
             same = root.entries, np.sort(root.packs).tobytes()  # in other packs there may be deltas of other chunks
             if same in seen:  # another snapshot of the very same
                 continue
             try:
-                needs.add(SnapshotReader(self._backend, root.commit))
+                needs.add(SnapshotReader(self._backend, root.commit, manifest=key))
                 seen.add(same)
             except CasCheckpointError as error:
-                if self._is_there(manifest_key(name)):
+                if self._is_there(key):
                     unknown |= self._roots.closure(root)
                     if root.is_committed:
-                        self._warn(manifest_key(name), error)
+                        self._warn(key, error)
         return {
             footer.pack: _Source(footer.pack_size, footer, np.flatnonzero(rows).tolist())
             for footer, rows in zip(footers, needs.rows(), strict=True)
@@ -356,7 +361,7 @@ class _Collection:
         self,
         dead: frozenset[PackId],
         targets: Mapping[PackId, frozenset[PackId]],
-        looked_at: Mapping[PackId, Collection[TransactionId]],
+        looked_at: Mapping[PackId, Collection[str]],
     ) -> tuple[set[PackId], set[PackId], int]:
         """Announce, look again, delete; return the deleted packs, the moved ones of them, and what was aborted.
 
@@ -373,14 +378,14 @@ class _Collection:
         self._delete((pack_key(pack), self._packs[pack].size) for pack in (*unneeded, *moved))
         if number is not None:
             close_mark(self._backend, number)
-        self._delete((manifest_key(name), size) for name, size in self._roots.aborted.items())
+        self._delete(self._roots.aborted.items())
         return {*unneeded, *moved}, moved, aborted
 
-    def _abort(self, roots: Iterable[Root]) -> int:
+    def _abort(self, keys: Iterable[CommitKey]) -> int:
         count = 0
-        for root in roots:
-            if abort(self._backend, root.commit.key, self._header.store):
-                self._roots.abort(root.commit.key.transaction)
+        for key in keys:
+            if abort(self._backend, key, self._header.store):
+                self._roots.abort(key.transaction)
                 count += 1
         return count
 

@@ -21,7 +21,9 @@ __all__ = [
     "MAX_COMMIT_SIZE",
     "MAX_INLINE_SIZE",
     "MAX_MESSAGE_SIZE",
+    "MAX_PARTS",
     "MAX_SEQUENCE",
+    "PARTS_PREFIX",
     "Commit",
     "CommitKey",
     "Inline",
@@ -29,21 +31,28 @@ __all__ = [
     "State",
     "check_series",
     "index_key",
+    "is_manifest_key",
     "manifest_key",
     "pack_key",
     "parse_commit_key",
+    "parse_part_key",
     "parse_series_key",
+    "part_key",
     "series_prefix",
 ]
 
 COMMITS_PREFIX: Final = "commits/"
+PARTS_PREFIX: Final = "parts/"
 MAX_COMMIT_SIZE = 2 * 2**20
 MAX_INLINE_SIZE = 128 * 2**10
 """A snapshot whose manifest and pack take no more bytes than this together is carried by its commit."""
 MAX_SERIES_SIZE = 200
 MAX_SEQUENCE = 10**16 - 1
 MAX_MESSAGE_SIZE = 64 * 2**10
+MAX_PARTS = 10**6 - 1
+"""A snapshot is saved in at most so many parts; the part of that number is what the committer itself writes."""
 _IN_SERIES: Final = re.compile(r"([0-9]{16})-([0-9a-f]{32})")
+_PART_KEY: Final = re.compile(r"parts/([0-9a-f]{32})-([0-9]{6})-[0-9a-f]{32}")
 _COMMIT_KEY: Final = re.compile(r"commits/([^/]+)/([0-9]{16})-([0-9a-f]{32})")
 
 
@@ -63,6 +72,23 @@ def index_key(name: TransactionId) -> str:
 def manifest_key(transaction: TransactionId) -> str:
     """Return the key of a manifest."""
     return f"manifests/{transaction.hex()}"
+
+
+def part_key(transaction: TransactionId, part: int, name: TransactionId) -> str:
+    """Return the key of the manifest of a part; `name` is drawn anew whenever it is written, so it never changes."""
+    return f"{PARTS_PREFIX}{transaction.hex()}-{part:06d}-{name.hex()}"
+
+
+def parse_part_key(key: str) -> tuple[TransactionId, int] | None:
+    """Return the transaction and the number of the part of a part manifest's key; None for any other key."""
+    match = _PART_KEY.fullmatch(key)
+    return (TransactionId(bytes.fromhex(match[1])), int(match[2])) if match else None
+
+
+def is_manifest_key(key: str, transaction: TransactionId) -> bool:
+    """Tell whether a manifest of that transaction, whole or of a part, may have this key."""
+    part = parse_part_key(key)
+    return key == manifest_key(transaction) or (part is not None and part[0] == transaction)
 
 
 def check_series(series: str) -> str:

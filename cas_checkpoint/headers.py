@@ -9,7 +9,16 @@ from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 from cas_checkpoint.ids import RANDOM_ID_SIZE, Buffer, StoreId
 from cas_checkpoint.records import Fields, Kind, decode_record, encode_record
 
-__all__ = ["FEATURES", "HEADER_KEY", "KNOWN_FEATURES", "MAX_HEADER_SIZE", "OPERATIONS", "Header", "check_features"]
+__all__ = [
+    "FEATURES",
+    "HEADER_KEY",
+    "KNOWN_FEATURES",
+    "MAX_HEADER_SIZE",
+    "OPERATIONS",
+    "PARTS",
+    "Header",
+    "check_features",
+]
 
 HEADER_KEY: Final = "cas-checkpoint"
 MAX_HEADER_SIZE = 2**16
@@ -17,8 +26,10 @@ MAX_HEADER_SIZE = 2**16
 OPERATIONS = ("read", "write", "collect")
 FEATURES = ("moves", "tensors")
 """What every new store demands for all operations."""
-_DEMANDS = tuple((operation, FEATURES) for operation in OPERATIONS)
-KNOWN_FEATURES: dict[str, frozenset[str]] = {operation: frozenset(FEATURES) for operation in OPERATIONS}
+PARTS = "parts"
+"""What a new store demands of collectors besides: part manifests count. No save in parts without it."""
+_DEMANDS = tuple((operation, (*FEATURES, PARTS) if operation == "collect" else FEATURES) for operation in OPERATIONS)
+KNOWN_FEATURES: dict[str, frozenset[str]] = {operation: frozenset(names) for operation, names in _DEMANDS}
 """For each operation the features that this version understands."""
 
 

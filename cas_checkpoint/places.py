@@ -26,7 +26,7 @@ from cas_checkpoint.store import Store
 __all__ = ["Home", "Place", "SharedStore", "StoreAccess"]
 
 _DEFAULT_SERIES: Final = "default"
-_OF_A_STORE: Final = frozenset({HEADER_KEY, POINTER_KEY, "packs", "index", "manifests", "commits", "marks"})
+_OF_A_STORE: Final = frozenset({HEADER_KEY, POINTER_KEY, "packs", "index", "manifests", "commits", "marks", "parts"})
 _LEFTOVER: Final = re.compile(r"\.tmp-[0-9a-f]{16}|probe-[0-9a-f]{32}")  # of a store that was never finished
 _NOT_IN_A_SLUG: Final = re.compile(r"[^a-z0-9]+")
 _SLUG_SIZE: Final = 48

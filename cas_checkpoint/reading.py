@@ -66,17 +66,26 @@ class SnapshotReader:
         notice: told what is damaged although nothing was lost by it; by default nobody is.
     """
 
-    def __init__(self, backend: Backend, record: Commit, *, footers: Mapping[PackId, Footer] | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        record: Commit,
+        *,
+        footers: Mapping[PackId, Footer] | None = None,
+        manifest: str | None = None,
+    ) -> None:
         """Take the snapshot's commit; nothing else is read yet.
 
         Args:
             backend: the store's backend.
             record: the commit.
             footers: footers of packs that the caller has read already.
+            manifest: the key of the manifest, if it is that of a part.
         """
         self._backend = backend
         self._commit = record
         self._known = {} if footers is None else footers
+        self._manifest_key = manifest or manifest_key(record.key.transaction)
         self._lock = threading.Lock()
         self._manifest: Manifest | None = None
         self._index: ChunkIndex | None = None
@@ -118,7 +127,7 @@ class SnapshotReader:
 
     def _load_manifest(self) -> Manifest:
         record = self._commit
-        key = str(record.key) if record.inline else manifest_key(record.key.transaction)
+        key = str(record.key) if record.inline else self._manifest_key
         try:
             data = record.inline.manifest if record.inline else self._backend.get(key, max_size=MAX_MANIFEST_SIZE)
         except ObjectNotFound as error:

@@ -81,6 +81,8 @@ class Kind(bytes, Enum):
     MARK = b"K"
     MOVE = b"V"
     POINTER = b"R"
+    PLAN = b"L"
+    RECEIPT = b"T"
 
 
 def _writer_version() -> tuple[int, int, int]:

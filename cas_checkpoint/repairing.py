@@ -46,7 +46,7 @@ from cas_checkpoint.verifying import (
 
 __all__ = ["RepairReport", "repair", "repair_header"]
 
-_RECORDS = (HEADER_KEY, "commits/", "manifests/", "marks/", "moves/")
+_RECORDS = (HEADER_KEY, "commits/", "manifests/", "marks/", "moves/", "parts/")
 _MAX_FOOTER_SIZE = 2**20
 _MAX_INDEX_SIZE = 32 * 2**20  # of one object
 

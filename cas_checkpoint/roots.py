@@ -1,7 +1,7 @@
 """What the manifests of a store name: the roots from which a collector tells what is needed (SPEC.md, section 16).
 
-A manifest counts unless its transaction was aborted. What counts needs the packs that it names, and whatever their
-chunks were moved to.
+A manifest counts unless its transaction was aborted. That of a part counts, too, until the whole one that took its
+place is there, and committed. What counts needs the packs that it names, and whatever their chunks were moved to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from cas_checkpoint.backends import Backend, ObjectInfo
-from cas_checkpoint.commits import COMMITS_PREFIX, Commit, CommitKey, State, manifest_key, parse_commit_key
+from cas_checkpoint.commits import (
+    COMMITS_PREFIX,
+    PARTS_PREFIX,
+    Commit,
+    CommitKey,
+    State,
+    is_manifest_key,
+    manifest_key,
+    parse_commit_key,
+    parse_part_key,
+)
 from cas_checkpoint.errors import DamagedObject, ObjectNotFound
 from cas_checkpoint.ids import PackId, StoreId, TransactionId, digest, is_hex_id
 from cas_checkpoint.lazynumpy import np
@@ -50,8 +60,9 @@ class Roots:
     """All manifests and moves of a store, as of the last `read`.
 
     Attributes:
-        found: the manifests that count.
-        aborted: listed manifests that do not, and their sizes in bytes.
+        found: the manifests that count, by their keys.
+        aborted: keys of listed manifests that do not, and their sizes in bytes: of transactions that were aborted, and
+            of parts in whose place there is a whole one.
         moves: for each pack that has moves, the packs that they name.
         move_keys: the keys of all moves.
         whole: packs that the very transaction which wrote them still names, so that no chunk in them is dead.
@@ -61,8 +72,8 @@ class Roots:
         """Prepare to read the roots of the store of that id."""
         self._backend, self._store = backend, store
         self._numbers: dict[PackId, int] = {}
-        self.found: dict[TransactionId, Root] = {}
-        self.aborted: dict[TransactionId, int] = {}
+        self.found: dict[str, Root] = {}
+        self.aborted: dict[str, int] = {}
         self.moves: dict[PackId, frozenset[PackId]] = {}
         self.move_keys: frozenset[MoveKey] = frozenset()
         self.whole: set[PackId] = set()
@@ -70,30 +81,48 @@ class Roots:
     def read(self) -> None:
         """List the manifests, then the commits, then the moves; read what was not read before.
 
+        Those of parts are listed and read before the others are listed: when one of them is gone, then the whole one
+        that took its place is among these.
+
         Raises:
             DamagedObject: a manifest or a move cannot be read, so that nobody knows what it needs.
             UnsupportedStore: one is of a newer version.
         """
-        listed = {name: info for info in self._backend.list(_PREFIX) if (name := _transaction(info.key))}
-        outcomes = self._outcomes(listed.keys())
-        given_up = self.aborted.keys() | {name for name, state in outcomes.items() if state is State.ABORTED}
-        self.aborted = {name: listed[name].size for name in given_up if name in listed}
-        fresh = [info for name, info in listed.items() if name not in self.found and name not in self.aborted]
-        with ThreadPoolExecutor(_REQUESTS, "cas-checkpoint-roots") as pool:
-            for root in pool.map(self._read_manifest, fresh):
-                if root is not None:
-                    self._add(*root)
+        parts = self._list(PARTS_PREFIX)
+        self._read_manifests(info for key, (info, _) in parts.items() if key not in self.aborted)
+        listed = parts | self._list(_PREFIX)
+        outcomes = self._outcomes({transaction for _, transaction in listed.values()})
+        self.aborted = {
+            key: info.size
+            for key, (info, transaction) in listed.items()
+            if key in self.aborted
+            or outcomes.get(transaction) is State.ABORTED
+            or (key in parts and transaction in outcomes and manifest_key(transaction) in listed)
+        }
+        self._read_manifests(info for key, (info, _) in listed.items() if key not in parts and key not in self.aborted)
         self.found = {
-            name: root._replace(is_committed=name in outcomes)
-            for name, root in self.found.items()
-            if name in listed and name not in self.aborted
+            key: root._replace(is_committed=root.commit.key.transaction in outcomes)
+            for key, root in self.found.items()
+            if key in listed and key not in self.aborted
         }
         self.move_keys = frozenset(list_moves(self._backend))
         self.moves = read_moves(self._backend, self.move_keys)
 
+    def _list(self, prefix: str) -> dict[str, tuple[ObjectInfo, TransactionId]]:
+        """List manifests, by their keys, with their transactions."""
+        return {info.key: (info, name) for info in self._backend.list(prefix) if (name := _transaction(info.key))}
+
+    def _read_manifests(self, listed: Iterable[ObjectInfo]) -> None:
+        fresh = [info for info in listed if info.key not in self.found]
+        with ThreadPoolExecutor(_REQUESTS, "cas-checkpoint-roots") as pool:
+            for root in pool.map(self._read_manifest, fresh):
+                if root is not None:
+                    self._add(*root)
+
     def abort(self, transaction: TransactionId) -> None:
-        """Count a manifest no more: its transaction was aborted."""
-        self.aborted[transaction] = self.found.pop(transaction).info.size
+        """Count the manifests of a transaction no more: it was aborted."""
+        for key in [key for key, root in self.found.items() if root.commit.key.transaction == transaction]:
+            self.aborted[key] = self.found.pop(key).info.size
 
     def _outcomes(self, wanted: Collection[TransactionId]) -> dict[TransactionId, State]:
         """Return the states of the commits of these transactions, as far as they have one.
@@ -120,7 +149,7 @@ class Roots:
             return None
         try:
             manifest = Manifest.decode(data)
-            if manifest_key(manifest.transaction) != info.key or manifest.store != self._store:
+            if not is_manifest_key(info.key, manifest.transaction) or manifest.store != self._store:
                 raise DamagedObject("is the manifest of another snapshot")
         except DamagedObject as error:
             raise DamagedObject(f"{error.reason}; nobody knows what it needs", key=info.key) from error
@@ -132,7 +161,7 @@ class Roots:
         key = CommitKey(manifest.series, manifest.sequence, manifest.transaction)
         commit = Commit(State.COMMITTED, self._store, key, manifest_digest=digest((data,)), manifest_size=len(data))
         packs = np.array(numbers, np.uint32)
-        self.found[manifest.transaction] = Root(commit, False, info, manifest.entries, packs)  # noqa: FBT003 -- read below
+        self.found[info.key] = Root(commit, False, info, manifest.entries, packs)  # noqa: FBT003 -- read below
 
     # --- what is needed ---
 
@@ -143,11 +172,11 @@ class Roots:
             mask[root.packs] = True
         return closure((pack for pack, number in self._numbers.items() if mask[number]), self.moves)
 
-    def needing(self, packs: Iterable[PackId]) -> dict[TransactionId, Root]:
-        """Return the manifests that count and in whose closure any of these packs is."""
+    def needing(self, packs: Iterable[PackId]) -> dict[str, Root]:
+        """Return the manifests that count and in whose closure any of these packs is, by their keys."""
         mask = np.zeros(len(self._numbers), bool)
         mask[[self._numbers[pack] for pack in closure(packs, reverse(self.moves)) if pack in self._numbers]] = True
-        return {name: root for name, root in self.found.items() if mask[root.packs].any()}
+        return {key: root for key, root in self.found.items() if mask[root.packs].any()}
 
     def closure(self, root: Root) -> frozenset[PackId]:
         """Return the packs in the closure of a manifest."""
@@ -156,5 +185,8 @@ class Roots:
 
 
 def _transaction(key: str) -> TransactionId | None:
+    part = parse_part_key(key)
+    if part is not None:
+        return part[0]
     name = key.removeprefix(_PREFIX)
     return TransactionId(bytes.fromhex(name)) if is_hex_id(name) else None

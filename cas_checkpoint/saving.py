@@ -76,12 +76,12 @@ from cas_checkpoint.transactions import (
     read_header,
 )
 
-__all__ = ["Delta", "OnError", "SaveOptions", "Saver"]
+__all__ = ["MAX_ATTEMPTS", "Attempt", "Delta", "OnError", "SaveOptions", "Saver"]
 
 Delta = Literal["off", "fast", "small"]
 OnError = Literal["fail", "skip"]
 
-_MAX_ATTEMPTS = 5
+MAX_ATTEMPTS = 5
 _KEPT_CHUNKS = 4096  # looked up at once
 _BASES_SIZE = 8 * 2**30  # of what is kept on this machine for stores far away
 
@@ -152,10 +152,9 @@ class Saver:
         cache = self._cache_path(walker) if is_rereadable(source) else None
         comparison = self._comparison(cache)
         condemned: frozenset[PackId] = frozenset()
-        for _ in range(_MAX_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             self.notices.clear()
-            key = CommitKey(self.options.series, sequence, TransactionId(random_id()))
-            attempt = _Attempt(self, key, comparison, started=started, now_ns=now_ns, condemned=condemned)
+            attempt = self._attempt(sequence, comparison, started=started, now_ns=now_ns, condemned=condemned)
             try:
                 record = self._commit(attempt, attempt.write(walker))
                 if record is not None:
@@ -172,9 +171,22 @@ class Saver:
                 break
         raise SaveAborted("packs that the save relied on are being collected; no snapshot was made: save again")
 
-    def _commit(self, attempt: _Attempt, record: Commit | None) -> Commit | None:
+    def _attempt(
+        self,
+        sequence: int,
+        comparison: Comparison | None,
+        *,
+        started: float,
+        now_ns: int,
+        condemned: frozenset[PackId],
+    ) -> Attempt:
+        """Begin an attempt to make the snapshot of that number."""
+        key = CommitKey(self.options.series, sequence, TransactionId(random_id()))
+        return Attempt(self, key, comparison, started=started, now_ns=now_ns, condemned=condemned)
+
+    def _commit(self, attempt: Attempt, record: Commit | None) -> Commit | None:
         """Commit, as another transaction if a collector gave this one up; None if packs are being collected."""
-        for _ in range(_MAX_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             if record is None:
                 return None
             try:
@@ -232,7 +244,7 @@ class _Pending(NamedTuple):
     stamp: Stamp | None = None
 
 
-class _Attempt:
+class Attempt:
     """One run through the source, up to the manifest."""
 
     def __init__(
@@ -253,6 +265,7 @@ class _Attempt:
         self._kept: list[ChunkRef] = []  # chunks of the parent that are to be relied on
         self._rows = FilesCacheWriter(now_ns)
         self._saver, self._backend, self._key = saver, saver.backend, key
+        self._home = key.transaction  # names the index object of the packs
         self._started, self._now_ns = started, now_ns
         self._packer: Packer | None = None
         self._bases: ParentBases | None = None
@@ -370,17 +383,16 @@ class _Attempt:
     def _packed_commit(
         self, entries: Content, packer: Packer, old: frozenset[PackId], knowledge: Knowledge
     ) -> Commit | None:
-        transaction = self._key.transaction
         homes = {pack: knowledge.home(pack) for pack in old}
         base = min([knowledge.now, *(date for _, date in homes.values())])
-        refs = [PackRef(footer.pack, transaction) for footer in packer.footers]
+        refs = [PackRef(footer.pack, self._home) for footer in packer.footers]
         refs += sorted(PackRef(pack, home) for pack, (home, _) in homes.items())
         self._counts["bytes_written"] += packer.bytes_written
         self._counts["objects_written"] += len(packer.footers)
         if packer.footers:
             self._indexed = True
-            self._put(index_key(transaction), encode_index(transaction, knowledge.now, packer.footers))
-            knowledge.add(transaction, knowledge.now, packer.footers)
+            self._put(index_key(self._home), encode_index(self._home, knowledge.now, packer.footers))
+            knowledge.add(self._home, knowledge.now, packer.footers)
         self._known = self._rows.finish(self._key)
         return self._checked_commit(entries, tuple(refs), base)
 
@@ -395,15 +407,20 @@ class _Attempt:
     def _checked_commit(self, entries: Content, refs: tuple[PackRef, ...], base: int) -> Commit | None:
         """Write the manifest, then look at the marks; None if any of its packs, old or new, is being collected."""
         self._named = (entries, refs, base)
-        key = manifest_key(self._key.transaction)
         manifest = self._manifest(entries, refs, base=base)
-        self._put(key, manifest)
+        key = self._write_manifest(manifest)
         condemned = condemned_packs(self._backend, base, (ref.pack for ref in refs))
         if condemned:
             self.condemned |= condemned
             self._backend.delete(key)
             return None
         return self._commit(manifest, None)
+
+    def _write_manifest(self, manifest: bytes) -> str:
+        """Write the manifest; return its key."""
+        key = manifest_key(self._key.transaction)
+        self._put(key, manifest)
+        return key
 
     def _manifest(self, entries: Content, packs: tuple[PackRef, ...], *, base: int) -> bytes:
         return Manifest(self._saver.header.store, *self._key, base, packs, entries, self._counts["entries"]).encode()

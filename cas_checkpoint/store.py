@@ -14,7 +14,7 @@ from cas_checkpoint.backends import Backend, LocalBackend, open_backend, probe_p
 from cas_checkpoint.checkedpacks import CheckedPacks
 from cas_checkpoint.codecs import DEFAULT_LEVEL
 from cas_checkpoint.collecting import CollectReport, Garbage, collect
-from cas_checkpoint.commits import MAX_MESSAGE_SIZE, Commit, CommitKey, State, check_series
+from cas_checkpoint.commits import MAX_MESSAGE_SIZE, MAX_PARTS, Commit, CommitKey, State, check_series
 from cas_checkpoint.errors import (
     AmbiguousReference,
     CasCheckpointError,
@@ -35,6 +35,7 @@ from cas_checkpoint.ids import PackId, StoreId, TransactionId, is_hex_id
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.manifests import PackRef
 from cas_checkpoint.monitor import Monitor, Notice
+from cas_checkpoint.parts import PartCommitter, PartPlan, PartReceipt, PartSaver, plan_parts
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.records import MAX_ITEMS
 from cas_checkpoint.repairing import RepairReport, repair
@@ -208,22 +209,16 @@ class Store:
             StorageError: the store's file system refused something; nothing was committed.
             SaveAborted: collectors kept deleting what the save relied on; nothing was committed.
         """
-        if on_error not in ("fail", "skip"):
-            raise InvalidArgument(f'on_error must be "fail" or "skip", not {on_error!r}')
-        if delta not in ("off", "fast", "small"):
-            raise InvalidArgument(f'delta must be "off", "fast" or "small", not {delta!r}')
-        options = SaveOptions(
-            check_series(_text("series", series)),
-            None if step is None else _integer("step", step, -(2**63), 2**63 - 1),
-            _metrics(metrics or {}),
-            _tags(tags or ()),
-            _text("message", message or ""),
-            on_error,
-            owner,
-            self._level,
-            self._workers,
-            cache_directory() if files_cache else None,
-            delta,
+        options = self._options(
+            series,
+            step=step,
+            metrics=metrics,
+            tags=tags,
+            message=message,
+            on_error=on_error,
+            owner=owner,
+            cache=files_cache,
+            delta=delta,
         )
         keep = None if keep is None else _integer("keep", keep, 1, 2**31)
         if onto is not None and not isinstance(onto, Snapshot):
@@ -244,6 +239,158 @@ class Store:
         if keep is not None:
             self._keep(options.series, keep, monitor or Monitor())
         return Snapshot(self._backend, record, warnings=tuple(saver.notices))
+
+    # --- saving in parts ---
+
+    def begin_parts(
+        self,
+        *,
+        parts: int,
+        series: str = "default",
+        step: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] | None = None,
+        message: str | None = None,
+    ) -> PartPlan:
+        """Plan a snapshot that several processes save together, such as the ranks of a distributed job.
+
+        One process calls this and sends the plan to the others; each calls `save_part` and sends its receipt back; then
+        one calls `commit_parts`. Nothing is written before `save_part`; until the commit there is no snapshot.
+
+        Args:
+            parts: how many parts there will be.
+            series: as for `save`, like all that follows.
+            step: see `save`.
+            metrics: see `save`.
+            tags: see `save`.
+            message: see `save`.
+
+        Raises:
+            InvalidArgument: an argument cannot be used.
+            UnsupportedStore: the store was made by a version whose collections do not look out for parts.
+        """
+        options = self._options(
+            series,
+            step=step,
+            metrics=metrics,
+            tags=tags,
+            message=message,
+            on_error="fail",
+            owner=False,
+            cache=False,
+            delta="off",
+        )
+        return plan_parts(self._backend, self._header, options, _integer("parts", parts, 1, MAX_PARTS))
+
+    def save_part(
+        self,
+        source: Source,
+        plan: PartPlan,
+        *,
+        part: int,
+        on_error: OnError = "fail",
+        owner: bool = False,
+        delta: Delta = "fast",
+        monitor: Monitor | None = None,
+    ) -> PartReceipt:
+        """Save `source` as one part of a snapshot. Files and links must not be in any other part; directories may.
+
+        Args:
+            source: as for `save`. Paths in the snapshot are those within the source.
+            plan: from `begin_parts`.
+            part: the number of this part, from 0.
+            on_error: see `save`; what is left out is told to the monitor of this part alone.
+            owner: see `save`.
+            delta: see `save`.
+            monitor: told of progress and warnings.
+
+        Returns:
+            A receipt for `commit_parts`.
+
+        Raises:
+            InvalidArgument, SourceError, StorageError, SaveAborted: as for `save`.
+        """
+        self._check_plan(plan)
+        part = _integer("part", part, 0, plan.parts - 1)
+        options = self._options(
+            plan.key.series,
+            step=None,
+            metrics=None,
+            tags=None,
+            message=None,
+            on_error=on_error,
+            owner=owner,
+            cache=False,
+            delta=delta,
+        )
+        self._check_outside(source)
+        monitor = monitor or Monitor()
+        saver = PartSaver(self._backend, self._header, options, knowledge=self._learn, monitor=monitor)
+        return saver.run_part(source, plan, part)
+
+    def commit_parts(
+        self, plan: PartPlan, receipts: Iterable[PartReceipt], *, monitor: Monitor | None = None
+    ) -> Snapshot:
+        """Make one snapshot of all parts. Called again after it succeeded, it returns that snapshot.
+
+        Args:
+            plan: from `begin_parts`.
+            receipts: one of each part, in any order.
+            monitor: told of progress and warnings.
+
+        Raises:
+            InvalidArgument: receipts are missing or too many, or a file is in several parts.
+            SaveAborted: a collection gave the save up, because its grace period was over.
+            DamagedStore: a part is damaged.
+            StorageError: the store's file system refused something.
+        """
+        self._check_plan(plan)
+        known = list(receipts)
+        if not all(isinstance(receipt, PartReceipt) for receipt in known):
+            raise InvalidArgumentType("receipts must be what save_part returned; use PartReceipt.from_bytes")
+        committer = PartCommitter(
+            self._backend, self._header, plan, workers=self._workers, monitor=monitor or Monitor()
+        )
+        return Snapshot(self._backend, committer.run(known))
+
+    def _check_plan(self, plan: PartPlan) -> None:
+        if not isinstance(plan, PartPlan):
+            raise InvalidArgumentType(f"plan must be what begin_parts returned, not {plan!r}; use PartPlan.from_bytes")
+        if plan.store != self._header.store:
+            raise InvalidArgument(f"the plan is for the store {plan.store.hex()}, and this one is {self.id}")
+        check_features(self._header, "write")
+
+    def _options(
+        self,
+        series: str,
+        *,
+        step: int | None,
+        metrics: Mapping[str, float] | None,
+        tags: Sequence[str] | None,
+        message: str | None,
+        on_error: OnError,
+        owner: bool,
+        cache: bool,
+        delta: Delta,
+    ) -> SaveOptions:
+        """Check the arguments of a save."""
+        if on_error not in ("fail", "skip"):
+            raise InvalidArgument(f'on_error must be "fail" or "skip", not {on_error!r}')
+        if delta not in ("off", "fast", "small"):
+            raise InvalidArgument(f'delta must be "off", "fast" or "small", not {delta!r}')
+        return SaveOptions(
+            check_series(_text("series", series)),
+            None if step is None else _integer("step", step, -(2**63), 2**63 - 1),
+            _metrics(metrics or {}),
+            _tags(tags or ()),
+            _text("message", message or ""),
+            on_error,
+            owner,
+            self._level,
+            self._workers,
+            cache_directory() if cache else None,
+            delta,
+        )
 
     def _keep(self, series: str, keep: int, monitor: Monitor) -> None:
         """Forget what is superseded; collect if that may be much. The save is done: nothing of this makes it fail."""

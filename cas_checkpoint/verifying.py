@@ -5,12 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.bases import Fault, KnownBases
 from cas_checkpoint.checkedpacks import CheckedPacks
-from cas_checkpoint.commits import COMMITS_PREFIX, CommitKey, State, manifest_key, pack_key, parse_commit_key
+from cas_checkpoint.commits import (
+    COMMITS_PREFIX,
+    CommitKey,
+    State,
+    is_manifest_key,
+    manifest_key,
+    pack_key,
+    parse_commit_key,
+    parse_part_key,
+)
 from cas_checkpoint.copies import rows_of
 from cas_checkpoint.errors import (
     CasCheckpointError,
@@ -316,19 +326,15 @@ class Verification:
     def _check_manifests(self) -> None:
         """Check the manifests that no commit vouches for: what they name may be needed soon."""
         told = {problem.key for problem in self.problems}
+        unfinished = (key for key, name in self._named_by_id("manifests/") if name.hex() not in self.committed)
+        parts = (key for key in self._listed if parse_part_key(key))
         self._check_records(
-            (
-                key
-                for key, name in self._named_by_id("manifests/")
-                if name.hex() not in self.committed and key not in told
-            ),
-            MAX_MANIFEST_SIZE,
-            self._read_manifest,
+            (key for key in chain(unfinished, parts) if key not in told), MAX_MANIFEST_SIZE, self._read_manifest
         )
 
     def _read_manifest(self, key: str, data: bytes) -> None:
         manifest = Manifest.decode(data)
-        if manifest_key(manifest.transaction) != key or manifest.store != self._header.store:
+        if not is_manifest_key(key, manifest.transaction) or manifest.store != self._header.store:
             raise DamagedObject("is the manifest of another snapshot")
         if manifest.transaction.hex() in self._obscure:
             self._kept.update(ref.pack for ref in manifest.packs)
@@ -683,6 +689,8 @@ class Verification:
         move = parse_move_key(key)
         if move is not None:
             return move.pack not in needed
+        if parse_part_key(key):
+            return True
         if kind not in {"packs", "manifests"} or not is_hex_id(name):
             return False
         if kind == "manifests":

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Crashes saves, forgetters and collections at every write that they make, and looks at what is left.
+"""Crashes saves, forgetters, collections and repairs at every write that they make, and looks at what is left.
 
 Usage: crash_points.py [--deep] [--seed N] [SCENARIO...]
 
 Each scenario runs once to count its writes; then again for each of them, with a crash before the write, while it is
 visible but not durable (with both outcomes), and after it. Each time what was acknowledged and not forgotten must be
 restored byte for byte, a verification must find nothing but garbage, the next save and collections must succeed, and
-garbage must reach zero. With --deep the collection that comes after each crash is crashed at each of its writes, too.
+garbage must reach zero; after a repair, the next repair is run first. With --deep the collection that comes after each
+crash is crashed at each of its writes, too.
 Exit code 1 if anything is not so.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from random import Random
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from cas_checkpoint.transactions import list_marks, publish_mark
 Files = dict[str, bytes]
 _SMALL_PACK = 30_000
 _SMALL_INLINE = 2_000
+_WRITES_OF_PARTS = 11  # of two small parts: pack, index and manifest of each, the same of the whole; whole, commit
 
 
 class World:
@@ -54,6 +56,14 @@ class World:
         self.saved[snapshot.id] = files
         return snapshot
 
+    def save_parts(self, ranks: Sequence[Files]) -> Snapshot:
+        """Save in parts, one after another, and note what was acknowledged."""
+        plan = self.store().begin_parts(parts=len(ranks))
+        receipts = [self.store().save_part(files, plan, part=part) for part, files in enumerate(ranks)]
+        snapshot = self.store().commit_parts(plan, receipts)
+        self.saved[snapshot.id] = {name: data for files in ranks for name, data in files.items()}
+        return snapshot
+
     def forget(self, snapshot: Snapshot) -> None:
         """Forget a snapshot."""
         self.leaving.add(snapshot.id)
@@ -65,6 +75,11 @@ class World:
 
     def wrong(self) -> Iterator[str]:
         """Yield what is not as it must be."""
+        yield from self.lost()
+        yield from (f"{problem.key}: {problem.message}" for problem in self.store().verify().problems)
+
+    def lost(self) -> Iterator[str]:
+        """Yield what cannot be restored as it was saved."""
         store = self.store()
         for name, files in self.saved.items():
             try:
@@ -78,7 +93,6 @@ class World:
             else:
                 if found != files:
                     yield f"{name} has other content"
-        yield from (f"{problem.key}: {problem.message}" for problem in store.verify().problems)
 
 
 def small() -> None:
@@ -104,10 +118,18 @@ OTHERS = {f"g{number}": noise(100 + number, 9_000) for number in range(8)}
 
 
 class Scenario(NamedTuple):
-    """What comes before, undisturbed, and what is crashed; and whether deltas must be there in the end."""
+    """What comes before, undisturbed; what is crashed; what is done after a crash before all is well.
+
+    Attributes:
+        prepare: comes before.
+        act: is crashed.
+        heal: is done after a crash.
+        deltas: whether deltas must be there in the end.
+    """
 
     prepare: Callable[[World], object]
     act: Callable[[World], object]
+    heal: Callable[[World], object] | None = None
     deltas: bool = False
 
 
@@ -160,6 +182,40 @@ def many(world: World) -> None:
         world.save({"x": noise(number + 50, 9_000)})
 
 
+def damaged(world: World) -> None:
+    """Leave a snapshot one of whose packs is damaged, and copies of what is in it."""
+    first = world.save(FILES)
+    for key in list(world.backend.names("index/")):  # so that the next save knows of nothing
+        world.backend.delete(key)
+    world.save(FILES | {"new": noise(9, 9_000)})
+    key = f"packs/{first.reader().manifest().packs[0].pack.hex()}"
+    data = bytearray(world.backend.get(key, max_size=2**20))
+    data[100:110] = bytes(10)
+    world.backend.put(key, [bytes(data)])
+
+
+def save_parts(world: World) -> None:
+    """Save in two parts, of which one relies on what is there."""
+    world.save_parts([FILES, {"new": noise(9, 9_000), **OTHERS}])
+
+
+def repair(world: World) -> None:
+    """Repair."""
+    world.store().repair()
+
+
+def unfinished_parts(world: World) -> None:
+    """Leave parts that were never committed, and a commit whose parts are still there."""
+    store = world.store()
+    store.save_part(FILES, store.begin_parts(parts=2), part=1)
+    crashing = World(SimulatedBackend(world.backend.objects, crash=Crash(_WRITES_OF_PARTS, "after")), {}, set())
+    with suppress(SimulatedCrash):
+        crashing.save_parts([SOME, {"new": noise(9, 9_000)}])
+    world.backend = next(crashing.backend.restarts())
+    (snapshot,) = world.store().snapshots()
+    world.saved[snapshot.id] = SOME | {"new": noise(9, 9_000)}
+
+
 def forget_second(world: World) -> None:
     """Forget the second snapshot."""
     world.forget(world.store().snapshot("default@2"))
@@ -199,6 +255,8 @@ SCENARIOS = {
     "save-in-many-packs": Scenario(one, lambda world: world.save(FILES | OTHERS)),
     "save-that-merges": Scenario(many, lambda world: world.save({"y": noise(60, 9_000)})),
     "save-that-keeps": Scenario(partly_dead, lambda world: world.save(OTHERS, keep=1)),
+    "save-in-parts": Scenario(one, save_parts),
+    "first-save-in-parts": Scenario(nothing, save_parts),
     "forget": Scenario(partly_dead, forget_second),
     "collect": Scenario(forgotten, lambda world: world.store().collect()),
     "collect-and-repack": Scenario(partly_dead, lambda world: world.store().collect(repack=0.1)),
@@ -206,6 +264,8 @@ SCENARIOS = {
     "collect-condemned": Scenario(condemned, lambda world: world.store().collect()),
     "save-deltas": Scenario(bases, save_deltas, deltas=True),
     "forget-bases": Scenario(deltas, forget_bases, deltas=True),
+    "collect-parts": Scenario(unfinished_parts, lambda world: world.store().collect()),
+    "repair": Scenario(damaged, repair, repair),
 }
 
 
@@ -220,8 +280,11 @@ class Counts:
         self.wrong: list[str] = []
 
 
-def recover(world: World) -> Iterator[str]:
-    """Yield what is wrong now, or after another save and collections."""
+def recover(world: World, heal: Callable[[World], object] | None = None) -> Iterator[str]:
+    """Yield what is wrong now, or after another save and collections; if there is something to heal, after that."""
+    if heal is not None:
+        yield from world.lost()
+        heal(world)
     yield from world.wrong()
     world.save({"after": noise(70, 9_000), "f1": FILES["f1"], **world.tensors()})
     world.store().collect(repack=0.1)
@@ -268,7 +331,7 @@ def campaign(name: str, *, deep: bool, seed: int) -> Counts:
 
     def check_flat(found: World, label: str) -> None:
         try:
-            counts.wrong += [f"{name}: {label}: {text}" for text in recover(found)]
+            counts.wrong += [f"{name}: {label}: {text}" for text in recover(found, SCENARIOS[name].heal)]
         except CasCheckpointError as error:
             counts.wrong.append(f"{name}: {label}: recovery failed: {type(error).__name__}: {error}")
 

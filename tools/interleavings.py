@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Interleaves two savers, a forgetter, two collectors and a reader, storage operation by storage operation, at random.
+"""Interleaves savers, ranks, a forgetter, two collectors and a reader, one storage operation at a time, at random.
 
 Usage: interleavings.py [--schedules N] [--seed N] [--processes N]
 
@@ -24,13 +24,14 @@ from typing import NamedTuple
 from crash_points import FILES, OTHERS, SOME, TENSORS, Files, World, noise, recover, small
 from tensors_that_move import count_deltas, weights
 
-from cas_checkpoint import CasCheckpointError, SaveAborted, SnapshotNotFound, Store
+from cas_checkpoint import CasCheckpointError, PartPlan, PartReceipt, SaveAborted, SnapshotNotFound, Store
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.testing import Actor, Scheduler, SimulatedBackend, in_one_thread, seeded_ids
 from cas_checkpoint.transactions import list_packs
 
 _BATCH = 100
 _KEPT = "kept"  # a series of which only the last snapshot is kept
+RANKS: tuple[Files, Files] = ({**SOME, "rank0": noise(400, 9_000)}, {"g5": OTHERS["g5"], "rank1": noise(401, 9_000)})
 
 
 class Tried(NamedTuple):
@@ -65,6 +66,8 @@ class Trial:
         self._first, self._second, self._kept = list(world.saved)[:3]
         self.wrong: list[str] = []
         self.counts = Counter({"schedules": 1})
+        self._plan: PartPlan | None = None
+        self._receipts: dict[int, PartReceipt] = {}
 
     def _saver(self, files: Files, *, keeps: bool = False) -> Actor:
         def save(backend: Backend) -> None:
@@ -74,6 +77,19 @@ class Trial:
             snapshot = store.save(files, series=_KEPT, keep=1) if keeps else store.save(files)
             self._world.saved[snapshot.id] = files
             self.counts["acknowledged"] += 1
+
+        return save
+
+    def _rank(self, part: int) -> Actor:
+        def save(backend: Backend) -> None:
+            store = Store.open(backend, workers=1)
+            plan = store.begin_parts(parts=len(RANKS))
+            self._plan = self._plan or plan  # of the rank that was first
+            self._receipts[part] = store.save_part(RANKS[part], self._plan, part=part)
+            if len(self._receipts) == len(RANKS):  # the last one commits
+                snapshot = store.commit_parts(self._plan, self._receipts.values())
+                self._world.saved[snapshot.id] = RANKS[0] | RANKS[1]
+                self.counts["acknowledged in parts"] += 1
 
         return save
 
@@ -105,6 +121,8 @@ class Trial:
                     {"f3": FILES["f3"], "g2": OTHERS["g2"], "new": noise(301, 9_000), TENSORS: weights(1, 3)},
                     keeps=self._seed // 2 % 2 == 1,
                 ),
+                "rank 0": self._rank(0),
+                "rank 1": self._rank(1),
                 "forgetter": self._forget,
                 "collector 1": lambda backend: Store.open(backend, workers=1).collect(repack=0.1),
                 "collector 2": lambda backend: Store.open(backend, workers=1).collect(repack=0.5),

@@ -31,6 +31,11 @@ __all__ = ["restore_command"]
     show_default=True,
     help="Of files that are damaged in the store: fail at the first, or leave them out.",
 )
+@click.option(
+    "--fallback",
+    type=click.Choice(["previous"]),
+    help="If the snapshot is damaged, restore the newest one before it in its series that is not.",
+)
 @workers_option
 @verb
 def restore_command(
@@ -43,22 +48,34 @@ def restore_command(
     exact: bool,
     owner: bool,
     damaged: Literal["fail", "skip"],
+    fallback: Literal["previous"] | None,
     workers: int | None,
 ) -> int:
     """Write the snapshot REF into the directory TARGET, which is created if it is not there.
 
     Files that are there already are written again only if they differ. Others stay, but for --exact.
     With --damaged skip, whatever is intact is restored, and the exit code is 12 if anything was left out.
+    With --fallback previous, another snapshot may be restored in place of a damaged one; the exit code is 3 then.
     """
     if exact and paths:
         raise click.UsageError("--exact restores whole snapshots: it cannot be combined with --path")
+    if fallback and damaged == "skip":
+        raise click.UsageError("--fallback restores whole snapshots: it cannot be combined with --damaged skip")
     store = cas_checkpoint.Store.open(url, workers=workers)
-    snapshot = store.snapshot(ref)
+    snapshot = ref if fallback else store.snapshot(ref)
     terminal.outcome = lambda: "files that are complete stay, nothing partial was left"
     with watch(terminal, wrote="written") as monitor:
         result = store.restore(
-            snapshot, target, paths=paths or None, exact=exact, owner=owner, damaged=damaged, monitor=monitor
+            snapshot,
+            target,
+            paths=paths or None,
+            exact=exact,
+            owner=owner,
+            damaged=damaged,
+            fallback=fallback,
+            monitor=monitor,
         )
+    snapshot = store.snapshot(result.snapshot) if isinstance(snapshot, str) else snapshot
     if terminal.json:
         terminal.document(restore_document(snapshot, result))
     terminal.warnings(result.notices)

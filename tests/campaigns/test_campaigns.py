@@ -26,6 +26,8 @@ def run(tool, *arguments):
         "save-in-many-packs",
         "save-that-merges",
         "save-that-keeps",
+        "save-in-parts",
+        "first-save-in-parts",
         "forget",
         "collect",
         "collect-and-repack",
@@ -33,6 +35,8 @@ def run(tool, *arguments):
         "collect-condemned",
         "save-deltas",
         "forget-bases",
+        "collect-parts",
+        "repair",
     ],
 )
 def test_a_crash_at_any_write_loses_nothing(scenario):

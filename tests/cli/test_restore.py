@@ -98,6 +98,30 @@ def test_another_word_for_damage_is_refused(cli, saved, target):
     assert cli("restore", "latest", target, "--damaged", "ignore").exit_code == 2
 
 
+def test_an_older_snapshot_in_place_of_a_damaged_one(cli, store, saved, tree, target):
+    (tree / "a.txt").write_text("later")
+    assert cli("save", tree).exit_code == 0
+    (commit,) = (key for key in store._backend.names("commits/") if "0002-" in key)
+    store._backend.put(commit, [b"damaged"])
+    assert cli("restore", "latest", target).exit_code == 12
+    result = cli("restore", "latest", target, "--fallback", "previous", "--json")
+    assert result.exit_code == 3, result.output
+    assert "restored default@1" in result.stderr
+    assert "default@2: is damaged, default@1 was restored instead" in result.stderr
+    document = json.loads(result.stdout)
+    assert document["snapshot"] == saved.id
+    assert len(document["warnings"]) == 1
+    assert (target / "a.txt").read_text() != "later"
+
+
+def test_a_fallback_restores_what_is_whole(cli, saved, target):
+    result = cli("restore", "latest", target, "--fallback", "previous")
+    assert result.exit_code == 0, result.output
+    assert "restored default@1" in result.stderr
+    assert cli("restore", "latest", target, "--fallback", "previous", "--damaged", "skip").exit_code == 2
+    assert cli("restore", "latest", target, "--fallback", "next").exit_code == 2
+
+
 def test_interrupted(cli, saved, target, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -11,21 +11,23 @@ import json
 import os
 import random
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from cas_checkpoint import collecting, filescache, merging, roots, saving
+from cas_checkpoint import collecting, filescache, merging, parts, roots, saving
 from cas_checkpoint import store as stores
 from cas_checkpoint.backends import LocalBackend
-from cas_checkpoint.commits import Commit, State
+from cas_checkpoint.commits import Commit, State, part_key
 from cas_checkpoint.copying import PackCopier
 from cas_checkpoint.errors import CasCheckpointError, DamagedStore, SnapshotNotFound
 from cas_checkpoint.footers import read_footer
-from cas_checkpoint.ids import ChunkId
+from cas_checkpoint.ids import ChunkId, TransactionId
 from cas_checkpoint.index import encode_index, ids_array
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.merging import list_indexes
+from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packing import Packer, _Base
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.roots import Roots
@@ -480,6 +482,119 @@ def repacking_of_a_base_that_another_snapshot_of_the_same_needs_not(world):
     return world.is_intact()
 
 
+# --- scenarios of saves in parts --------------------------------------------------------------------
+
+
+def collect_patiently(store):
+    """Collect, but leave those alone who have not committed yet."""
+    collection = collecting._Collection(
+        store._backend, store._header, grace=0.0, now=time.time(), monitor=Monitor(), give_up=False
+    )
+    collection.run(repack=0.5, dry_run=False, at_least=0.0)
+
+
+class Job:
+    """Two ranks that save a part each, stopped at their part manifests, if that is wanted."""
+
+    def __init__(self, world, ranks=(A, B), *, stopped=()):
+        self.world, self.files = world, {}
+        self.plan = world.open().begin_parts(parts=len(ranks))
+        self.receipts = {}
+        self.stopped = {}
+        for part, files in enumerate(ranks):
+            self.files |= files
+            if part in stopped:
+                self.stopped[part] = world.actor(("put", "parts"), self.saving(files, part))
+            else:
+                self.receipts[part] = self.saving(files, part)(world.open())
+
+    def saving(self, files, part):
+        return lambda store: store.save_part(files, self.plan, part=part)
+
+    def resume(self):
+        for part, actor in self.stopped.items():
+            self.receipts[part] = actor.resume()
+
+    def commit(self, store):
+        return store.commit_parts(self.plan, self.receipts.values())
+
+    def is_intact(self, snapshot):
+        """Tell whether there is the snapshot, and all else."""
+        return self.world.acknowledge(snapshot, self.files) is not None and self.world.is_intact()
+
+
+def try_to_commit(job):
+    try:
+        return job.commit(job.world.open())
+    except CasCheckpointError:
+        return None
+
+
+def collection_between_the_parts_and_the_commit(world):
+    job = Job(world)
+    collect_patiently(world.open())
+    return job.is_intact(try_to_commit(job))
+
+
+def collection_before_a_part_manifest(world):
+    first = world.save(A)
+    job = Job(world, stopped=[0])
+    world.forget(first)
+    collect_patiently(world.open())
+    job.resume()
+    return job.is_intact(try_to_commit(job))
+
+
+def commit_during_the_second_look(world, at):
+    """All part manifests come after the first look, and the commit during the second."""
+    job = Job(world, stopped=[0, 1])
+    collector = world.actor(("list", at, 2), collect_patiently, at=("put", "marks"), do=job.resume)
+    snapshot = try_to_commit(job)
+    collector.resume()
+    return job.is_intact(snapshot)
+
+
+def commit_before_parts_are_listed_again(world):
+    return commit_during_the_second_look(world, "parts")
+
+
+def commit_before_commits_are_listed_again(world):
+    return commit_during_the_second_look(world, "commits")
+
+
+def collection_before_the_committer_protects_its_pack(world):
+    job = Job(world)
+    committer = world.actor(("put", "parts"), job.commit)
+    collect_patiently(world.open())
+    return job.is_intact(committer.resume())
+
+
+def collection_before_the_whole_manifest(world):
+    job = Job(world)
+    committer = world.actor(("put", "manifests"), job.commit)
+    collect_patiently(world.open())
+    return job.is_intact(committer.resume())
+
+
+def commit_of_parts_that_were_given_up(world):
+    job = Job(world)
+    committer = world.actor(("put", "commits"), job.commit)
+    world.collect()
+    world.collect()
+    world.acknowledge(committer.resume(), job.files)
+    return world.is_intact()
+
+
+def part_that_is_saved_again(world):
+    job = Job(world)
+    again = world.actor(("put", "parts"), job.saving(C, 1))
+    collector = world.actor(("put", "marks"), collect_patiently)
+    job.receipts[1] = again.resume()
+    job.files = A | C
+    collector.resume()
+    return job.is_intact(try_to_commit(job))
+
+
 # --- mutations: each takes one rule out ------------------------------------------------------------
 
 
@@ -500,7 +615,7 @@ def own_packs_are_not_checked(patch):
 
 
 def marks_are_looked_at_before_the_manifest_is_written(patch):
-    real = saving._Attempt._checked_commit
+    real = saving.Attempt._checked_commit
     found = []
 
     def check_first(self, entries, refs, base):
@@ -509,7 +624,7 @@ def marks_are_looked_at_before_the_manifest_is_written(patch):
         return real(self, entries, refs, base)
 
     saving_condemned = saving.condemned_packs
-    patch(saving._Attempt, "_checked_commit", check_first)
+    patch(saving.Attempt, "_checked_commit", check_first)
     patch(saving, "condemned_packs", lambda *_: found[-1])
 
 
@@ -622,7 +737,7 @@ def moves_are_removed_while_they_are_needed(patch):
 
 
 def the_short_cut_does_not_look_at_moves(patch):
-    patch(saving._Attempt, "_is_moved", lambda _: False)
+    patch(saving.Attempt, "_is_moved", lambda _: False)
 
 
 def the_manifest_is_forgotten_first(patch):
@@ -720,7 +835,80 @@ def a_copy_of_a_delta_has_no_base(patch):
     patch(PackCopier, "_append", lambda self, footer, row, blob, _: real(self, footer, row, blob, None))
 
 
+def parts_do_not_count(patch):
+    patch(roots, "PARTS_PREFIX", "nothing/")
+
+
+def manifests_are_listed_before_parts(patch):
+    real, listed = Roots._list, {}
+
+    def list_manifests_first(self, prefix):
+        if prefix == roots.PARTS_PREFIX:
+            listed[id(self)] = real(self, roots._PREFIX)
+            return real(self, prefix)
+        return listed.pop(id(self))
+
+    patch(Roots, "_list", list_manifests_first)
+
+
+def parts_are_read_after_manifests_were_listed(patch):
+    real, waiting = Roots._read_manifests, {}
+
+    def read_later(self, listed):
+        if id(self) in waiting:
+            real(self, [*waiting.pop(id(self)), *listed])
+        else:
+            waiting[id(self)] = list(listed)
+
+    patch(Roots, "_read_manifests", read_later)
+
+
+def a_part_does_not_count_once_there_is_a_commit(patch):
+    real, parts_listed = Roots._list, []
+
+    def remember(self, prefix):
+        found = real(self, prefix)
+        if prefix == roots.PARTS_PREFIX:
+            parts_listed[:] = found
+        return found
+
+    patch(Roots, "_list", remember)
+    patch(roots, "manifest_key", lambda _: parts_listed[0])
+
+
+def the_committer_does_not_look_at_the_marks(patch):
+    patch(parts, "condemned_packs", lambda *_: frozenset())
+
+
+def a_commit_of_parts_is_not_exclusive(patch):
+    patch(parts, "commit", lambda backend, record: backend.put(str(record.key), [record.encode()]))
+
+
+def parts_are_removed_before_the_whole_manifest_is_there(patch):
+    real = parts.PartCommitter._write
+
+    def write_and_remove(self, found):
+        own, manifest = real(self, found)
+        self._remove([own, *(part.receipt.manifest_key for part in found)])
+        return own, manifest
+
+    patch(parts.PartCommitter, "_write", write_and_remove)
+
+
+def part_manifests_are_written_over(patch):
+    patch(parts, "part_key", lambda transaction, part, _: part_key(transaction, part, TransactionId(bytes(16))))
+
+
 CASES = [
+    (parts_do_not_count, collection_between_the_parts_and_the_commit),
+    (no_look_at_the_marks, collection_before_a_part_manifest),
+    (manifests_are_listed_before_parts, commit_before_parts_are_listed_again),
+    (parts_are_read_after_manifests_were_listed, commit_before_commits_are_listed_again),
+    (a_part_does_not_count_once_there_is_a_commit, commit_before_commits_are_listed_again),
+    (the_committer_does_not_look_at_the_marks, collection_before_the_committer_protects_its_pack),
+    (parts_are_removed_before_the_whole_manifest_is_there, collection_before_the_whole_manifest),
+    (a_commit_of_parts_is_not_exclusive, commit_of_parts_that_were_given_up),
+    (part_manifests_are_written_over, part_that_is_saved_again),
     (no_look_at_the_marks, collection_during_a_save),
     (no_look_at_the_marks, save_while_a_mark_is_open),
     (own_packs_are_not_checked, collection_during_a_save),

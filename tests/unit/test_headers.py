@@ -69,7 +69,11 @@ def test_a_header_has_the_specified_fields():
             "seed": 0,
         },
         "capabilities": {"put_if_absent": True},
-        "features": {"read": ("moves", "tensors"), "write": ("moves", "tensors"), "collect": ("moves", "tensors")},
+        "features": {
+            "read": ("moves", "tensors"),
+            "write": ("moves", "tensors"),
+            "collect": ("moves", "tensors", "parts"),
+        },
         "key_slots": (),
     }
 
@@ -83,7 +87,7 @@ def test_a_header_has_the_specified_fields():
             "features": {
                 "read": ("moves", "tensors"),
                 "write": ("moves", "tensors"),
-                "collect": ("moves", "tensors"),
+                "collect": ("moves", "tensors", "parts"),
                 "of tomorrow": (),
             }
         },

@@ -21,7 +21,7 @@ def test_what_is_exported():
     assert set(cas_checkpoint.__all__) == {
         "Checkpoint", "SyncCheckpoint",
         "Store", "StoreInfo", "Snapshot", "SaveStats", "RestoreResult",
-        "Entry", "EntryType", "Owner",
+        "Entry", "EntryType", "Owner", "PartPlan", "PartReceipt",
         "VerifyReport", "Problem", "AffectedPath", "CollectReport", "RepairReport",
         "Monitor", "Notice",
         "TensorInfo",

@@ -63,7 +63,7 @@ def test_an_aborted_manifest_does_not_count(store, snapshot):
     roots = read(store._backend, store)
     assert roots.found == {}
     assert roots.needed() == frozenset()
-    assert list(roots.aborted) == [key.transaction]
+    assert list(roots.aborted) == [f"manifests/{snapshot.id}"]
 
 
 def test_the_manifest_of_another_snapshot_is_damage(store, snapshot):

@@ -86,8 +86,8 @@ class Forgetter(Unsaving):
         return Stage("forget")
 
     def steps(self, _rules: Rules, store: Store, state: Stage) -> Steps:
-        """Forget the commit, then the manifests."""
-        if state.at == "forget":
+        """Forget the commit, which must be there, then the manifests."""
+        if state.at == "forget" and (state.todo or self.record.key in keys_in_state(store, "C")):
             yield forget(store, self.record, state)
 
 

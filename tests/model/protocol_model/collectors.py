@@ -18,9 +18,11 @@ from protocol_model.records import (
     Packs,
     Store,
     base,
+    base_of,
     chunks_in,
     chunks_of,
     closure,
+    deltas_in,
     hides_anything_after,
     keys_in_state,
     latest,
@@ -28,6 +30,7 @@ from protocol_model.records import (
     put_commit,
     without_commit,
     without_manifest,
+    without_part,
 )
 from protocol_model.rules import Rules
 
@@ -69,6 +72,7 @@ class Collecting(NamedTuple):
         given_up: commits that it aborted.
         old_moves: moves that it listed first, and that nobody needs, if what was moved is gone.
         old_indexes: index objects that were rewritten.
+        leftovers: manifests of parts that the whole one has replaced.
     """
 
     at: str
@@ -86,6 +90,7 @@ class Collecting(NamedTuple):
     given_up: frozenset[Key] = frozenset()
     old_moves: frozenset[Move] = frozenset()
     old_indexes: frozenset[Index] = frozenset()
+    leftovers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Collector(Unsaving):
         aborts: whether it may give up transactions without a commit; where nobody does, no commits are listed.
         indexes: whether it writes index objects, and rewrites the old ones afterwards.
         tidies: whether it removes moves afterwards.
+        parts: whether it lists the manifests of parts; where nobody saves in parts, it need not.
     """
 
     name: str
@@ -105,6 +111,7 @@ class Collector(Unsaving):
     aborts: bool = True
     indexes: bool = False
     tidies: bool = True
+    parts: bool = False
 
     def start(self) -> Collecting:
         """Begin with the base."""
@@ -121,14 +128,29 @@ class Collector(Unsaving):
         yield store, Collecting("packs", base(store))
 
     def _packs(self, rules: Rules, store: Store, state: Collecting) -> Steps:
-        yield store, state._replace(at="manifests", packs=store.packs)
+        yield store, self._first(rules, state._replace(packs=store.packs), "")
+
+    def _first(self, rules: Rules, state: Collecting, again: str) -> Collecting:
+        """Go on with the manifests, or with those of parts."""
+        is_first = self.parts and rules.parts_first and rules.counts_parts
+        return state._replace(at=("parts" if is_first else "manifests") + again, manifests=frozenset())
+
+    def _parts(self, rules: Rules, store: Store, state: Collecting) -> Steps:
+        yield store, self._listed(rules, state, store.parts)
 
     def _manifests(self, rules: Rules, store: Store, state: Collecting) -> Steps:
-        state = state._replace(manifests=_listed(rules, store))
-        yield store, state._replace(at="commits" if self.aborts else "moves")
+        yield store, self._listed(rules, state, store.manifests)
+
+    def _listed(self, rules: Rules, state: Collecting, found: frozenset[Manifest]) -> Collecting:
+        """Add manifests to those that were listed, and go on with the others, the commits or the moves."""
+        kind, space, again = state.at.partition(" ")
+        order = ["parts", "manifests"] if rules.parts_first else ["manifests", "parts"]
+        kinds = order if self.parts and rules.counts_parts else ["manifests"]
+        after = [*kinds, "commits" if self.aborts else "moves"][kinds.index(kind) + 1]
+        return state._replace(at=after + space + again, manifests=state.manifests | found)
 
     def _commits(self, rules: Rules, store: Store, state: Collecting) -> Steps:
-        counting = _counting(store, state)
+        counting = _counting(rules, store, state)
         outcomes = frozenset(commit.key for commit in store.commits)
         unfinished = frozenset(manifest.key for manifest in counting) - outcomes
         yield store, state._replace(at="moves", manifests=counting, unfinished=unfinished)
@@ -160,7 +182,8 @@ class Collector(Unsaving):
         for pack in sorted(state.packs - state.dead):
             needing = [m for m in state.manifests if pack in closure(m.packs, state.moves)]
             counting = [m for m in needing if rules.counts_intents or m.key not in state.unfinished]
-            live = chunks_of(pack).intersection(frozenset().union(*(manifest.chunks for manifest in counting)))
+            needed = frozenset().union(*(_chunks_needed(rules, manifest, state.moves) for manifest in counting))
+            live = frozenset(copy for copy in chunks_of(pack) if copy.lower() in needed)
             moved = closure([pack], state.moves) - {pack}
             if live != chunks_of(pack) or pack in foreign or moved:
                 there = moved & state.packs if rules.copies_all else moved
@@ -184,6 +207,8 @@ class Collector(Unsaving):
     def _write(self, rules: Rules, store: Store, state: Collecting) -> Steps:
         """Write a pack with all copies."""
         chunks = frozenset().union(*(source.chunks for source in state.sources))
+        if not rules.copies_whole:
+            chunks = frozenset(copy for copy in chunks if copy.upper() not in chunks - {copy})
         pack = f"{self.name}/{''.join(sorted(chunks))}"
         sources = (
             source._replace(targets=source.targets | {pack}) if source.chunks else source for source in state.sources
@@ -251,7 +276,7 @@ class Collector(Unsaving):
         if not rules.relists:
             return self._decided(rules, state._replace(sources=()), state.dead)
         is_looking = rules.checks_targets and state.sources
-        return state._replace(at="marks" if is_looking else "manifests again")
+        return state._replace(at="marks") if is_looking else self._first(rules, state, " again")
 
     def _abort(self, rules: Rules, store: Store, state: Collecting) -> Steps:
         """Abort any of the transactions without a commit, or none."""
@@ -265,28 +290,28 @@ class Collector(Unsaving):
 
     # --- the second look ---
 
-    def _marks(self, _rules: Rules, store: Store, state: Collecting) -> Steps:
+    def _marks(self, rules: Rules, store: Store, state: Collecting) -> Steps:
         """Look for marks of others that condemn what sources rely on."""
         others = [mark for mark in open_marks(store) if mark.number > state.date and mark.number != state.number]
-        state = self._spared(state, NO_PACKS.union(*(mark.packs for mark in others)))
+        state = self._spared(rules, state, NO_PACKS.union(*(mark.packs for mark in others)))
         yield store, state._replace(at="look") if hides_anything_after(store, state.date) else state
 
-    def _look(self, _rules: Rules, store: Store, state: Collecting) -> Steps:
+    def _look(self, rules: Rules, store: Store, state: Collecting) -> Steps:
         """List the packs, as there are marks that do not tell any more what they condemned."""
-        yield store, self._spared(state, _targets(state.sources) - store.packs)
+        yield store, self._spared(rules, state, _targets(state.sources) - store.packs)
 
-    def _spared(self, state: Collecting, lost: Packs) -> Collecting:
+    def _spared(self, rules: Rules, state: Collecting, lost: Packs) -> Collecting:
         """Leave sources alone that rely on packs which others delete."""
         spared = state.spared.union(source.pack for source in state.sources if source.targets & lost)
         sources = tuple(source for source in state.sources if source.pack not in spared)
-        return state._replace(at="manifests again", sources=sources, spared=spared)
+        return self._first(rules, state._replace(sources=sources, spared=spared), " again")
 
     def _manifests_again(self, rules: Rules, store: Store, state: Collecting) -> Steps:
-        state = state._replace(manifests=_listed(rules, store))
-        yield store, state._replace(at="commits again" if self.aborts else "moves again")
+        yield store, self._listed(rules, state, store.manifests)
 
     def _commits_again(self, rules: Rules, store: Store, state: Collecting) -> Steps:
-        yield store, state._replace(at="moves again", manifests=_counting(store, state))
+        leftovers = _replaced(rules, store, state) if self.parts else frozenset()
+        yield store, state._replace(at="moves again", manifests=_counting(rules, store, state), leftovers=leftovers)
 
     def _moves_again(self, rules: Rules, store: Store, state: Collecting) -> Steps:
         state = state._replace(moves=store.moves if rules.relists_moves else state.moves)
@@ -311,7 +336,7 @@ class Collector(Unsaving):
     def _decided(self, rules: Rules, state: Collecting, deleted: Packs) -> Collecting:
         """Go on where it is known what to delete."""
         left = Collecting("delete", number=state.number, given_up=state.given_up, old_moves=state.old_moves)
-        left = left._replace(waiting=tuple(sorted(deleted)), spared=state.spared)
+        left = left._replace(waiting=tuple(sorted(deleted)), spared=state.spared, leftovers=state.leftovers)
         if not rules.moves_first:
             left = left._replace(sources=tuple(source for source in state.sources if source.pack in deleted))
         if state.spared and not rules.keeps_spared_moves:
@@ -348,14 +373,16 @@ class Collector(Unsaving):
 
     def _closed(self, rules: Rules, state: Collecting) -> Collecting:
         """Go on where the mark is closed, with whatever is to be tidied up."""
-        left = Collecting("end", given_up=state.given_up, old_moves=state.old_moves)
+        left = Collecting("end", given_up=state.given_up, old_moves=state.old_moves, leftovers=state.leftovers)
         if self.indexes and rules.cleans_index:
             return left._replace(at="date" if rules.base_before_listing else "list")
         return self._cleaned(left)
 
     def _cleaned(self, state: Collecting) -> Collecting:
         """Go on where the index is clean."""
-        left = Collecting("end", given_up=state.given_up, old_moves=state.old_moves)
+        left = Collecting("end", given_up=state.given_up, old_moves=state.old_moves, leftovers=state.leftovers)
+        if left.leftovers:
+            return left._replace(at="remove part")
         if left.given_up:
             return left._replace(at="remove manifest")
         return left._replace(at="check") if left.old_moves else left
@@ -381,11 +408,19 @@ class Collector(Unsaving):
         left = state._replace(old_indexes=state.old_indexes - {first})
         yield store._replace(indexes=store.indexes - {first}), left if left.old_indexes else self._cleaned(left)
 
+    def _remove_part(self, _rules: Rules, store: Store, state: Collecting) -> Steps:
+        first = min(state.leftovers)
+        left = self._cleaned(state._replace(leftovers=state.leftovers - {first}))
+        yield without_part(store, first), left
+
     def _remove_manifest(self, rules: Rules, store: Store, state: Collecting) -> Steps:
         key = min(state.given_up)
         found = min((manifest.name for manifest in store.manifests if manifest.key == key), default=None)
+        part = min((part.name for part in store.parts if part.key == key), default=None)
         if found is not None:
             yield without_manifest(store, found), state
+        elif part is not None:
+            yield without_part(store, part), state
         else:
             left = state._replace(given_up=state.given_up - {key})
             yield store if rules.keeps_aborted else _without_aborted(store, key), self._cleaned(left)
@@ -404,17 +439,37 @@ class Collector(Unsaving):
         )
 
 
-def _listed(rules: Rules, store: Store) -> frozenset[Manifest]:
-    """Return the manifests that a collector sees."""
-    if rules.counts_parts:
-        return store.manifests
-    return frozenset(min(m for m in store.manifests if m.key == key) for key in {m.key for m in store.manifests})
+def _chunks_needed(rules: Rules, manifest: Manifest, moves: frozenset[Move]) -> frozenset[str]:
+    """Return the chunks that a manifest needs: its own, and the bases of those that its packs hold as deltas."""
+    if not rules.counts_bases:
+        return manifest.chunks
+    deltas = deltas_in(closure(manifest.packs, moves))
+    return manifest.chunks.union(base_of(delta) for delta in deltas if delta.lower() in manifest.chunks)
 
 
-def _counting(store: Store, state: Collecting) -> frozenset[Manifest]:
-    """Return those of the listed manifests that are not aborted."""
+def _is_part(manifest: Manifest) -> bool:
+    """Tell whether a manifest is that of a part; others have the name of their transaction."""
+    return manifest.name != manifest.key[1]
+
+
+def _replaced(rules: Rules, store: Store, state: Collecting) -> frozenset[str]:
+    """Return the listed manifests of parts whose commit is there, and in whose place the whole manifest is."""
+    committed = keys_in_state(store, "C")
+    whole = {manifest.key for manifest in state.manifests if not _is_part(manifest)}
+    return frozenset(
+        manifest.name
+        for manifest in state.manifests
+        if _is_part(manifest) and manifest.key in committed and (manifest.key in whole or not rules.needs_whole)
+    )
+
+
+def _counting(rules: Rules, store: Store, state: Collecting) -> frozenset[Manifest]:
+    """Return those of the listed manifests that are not aborted, or replaced."""
     aborted = keys_in_state(store, "A") | state.given_up
-    return frozenset(manifest for manifest in state.manifests if manifest.key not in aborted)
+    replaced = _replaced(rules, store, state)
+    return frozenset(
+        manifest for manifest in state.manifests if manifest.key not in aborted and manifest.name not in replaced
+    )
 
 
 def _needed(rules: Rules, state: Collecting) -> Packs:
@@ -440,6 +495,8 @@ def _without_aborted(store: Store, key: Key) -> Store:
 _STEPS: dict[str, Callable[[Collector, Rules, Store, Collecting], Steps]] = {
     "base": Collector._base,
     "packs": Collector._packs,
+    "parts": Collector._parts,
+    "parts again": Collector._parts,
     "manifests": Collector._manifests,
     "commits": Collector._commits,
     "moves": Collector._moves,
@@ -466,6 +523,7 @@ _STEPS: dict[str, Callable[[Collector, Rules, Store, Collecting], Steps]] = {
     "read": Collector._read,
     "rewrite": Collector._rewrite,
     "remove index": Collector._remove_index,
+    "remove part": Collector._remove_part,
     "remove manifest": Collector._remove_manifest,
     "check": Collector._check,
     "remove move": Collector._remove_move,

@@ -1,7 +1,8 @@
 """The store of the model: what lies in it, and what can be told from a listing of it.
 
 Everything is immutable, so that a whole store can be a key of a dictionary. A pack is its name, and its name ends in
-the chunks that it holds: `w1.0/ab` holds the chunks a and b, and was the first that the writer w1 wrote.
+the chunks that it holds: `w1.0/ab` holds the chunks a and b, and was the first that the writer w1 wrote. A capital is a
+chunk stored as a delta of the one before it in the alphabet: `w1.0/B` holds b, which needs a whole copy of a.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ KEPT_MARKS = 1
 
 
 class Manifest(NamedTuple):
-    """A manifest, or one part of one; `key` is that of the commit which is to name it."""
+    """A manifest, or that of a part; `key` is that of the commit which is to name it."""
 
     name: str
     key: Key
@@ -63,6 +64,7 @@ class Store(NamedTuple):
 
     packs: Packs = NO_PACKS
     manifests: frozenset[Manifest] = frozenset()
+    parts: frozenset[Manifest] = frozenset()
     commits: frozenset[Commit] = frozenset()
     marks: frozenset[Mark] = frozenset()
     closings: frozenset[int] = frozenset()
@@ -82,6 +84,22 @@ def chunks_of(pack: str) -> frozenset[str]:
 def chunks_in(packs: Iterable[str]) -> frozenset[str]:
     """Return the chunks that these packs hold together."""
     return frozenset().union(*map(chunks_of, packs))
+
+
+def base_of(delta: str) -> str:
+    """Return the base of a chunk that is stored as a delta."""
+    return chr(ord(delta.lower()) - 1)
+
+
+def deltas_in(packs: Iterable[str]) -> frozenset[str]:
+    """Return the chunks that any of these packs holds as deltas, as capitals."""
+    return frozenset(filter(str.isupper, chunks_in(packs)))
+
+
+def readable(packs: Iterable[str]) -> frozenset[str]:
+    """Return the chunks that can be read from these packs: whole ones, and deltas whose bases are there as a whole."""
+    copies = chunks_in(packs)
+    return frozenset(copy.lower() for copy in copies if copy.islower() or base_of(copy) in copies)
 
 
 def closure(packs: Iterable[str], moves: Collection[Move]) -> Packs:
@@ -152,6 +170,11 @@ def without_manifest(store: Store, name: str) -> Store:
     return store._replace(manifests=frozenset(found for found in store.manifests if found.name != name))
 
 
+def without_part(store: Store, name: str) -> Store:
+    """Delete the manifest of a part."""
+    return store._replace(parts=frozenset(found for found in store.parts if found.name != name))
+
+
 # --- what must always be true -------------------------------------------------------------------
 
 
@@ -163,7 +186,7 @@ def damage(store: Store) -> str:
             if name not in manifests:
                 return f"the snapshot {commit.key} is committed without its manifest {name}"
             _, _, packs, chunks = manifests[name]
-            lost = chunks - chunks_in(closure(packs, store.moves) & store.packs)
+            lost = chunks - readable(closure(packs, store.moves) & store.packs)
             if lost:
                 return f"the committed snapshot {commit.key} has lost the chunks {sorted(lost)}"
     return ""

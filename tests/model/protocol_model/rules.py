@@ -42,9 +42,16 @@ class Rules:
         shuns_moved: who takes over a parent's packs looks for moves of them.
         parent_last: and then makes sure that the parent is still committed.
         commits_first: who keeps N snapshots forgets others after its own commit.
-        waits_for_parts: a commit that names parts is written after all of them.
+        waits_for_parts: the whole manifest is written after those of all parts.
         waits_for_checks: and after the marks were looked at for all of them.
-        counts_parts: a collector counts every part of a manifest.
+        counts_parts: a collector counts the manifest of every part.
+        parts_first: it lists those of parts before the others.
+        whole_first: part manifests are deleted only when the whole one is there.
+        needs_whole: a part counts although its commit is there, unless the whole manifest was listed, too.
+        commits_whole: the commit is written after the whole manifest.
+        names_bases: a manifest names the packs of the bases of its deltas.
+        counts_bases: the bases of live deltas are live.
+        copies_whole: a whole copy of a chunk is copied although there is a delta of it.
     """
 
     marks: bool = True
@@ -82,3 +89,10 @@ class Rules:
     waits_for_parts: bool = True
     waits_for_checks: bool = True
     counts_parts: bool = True
+    parts_first: bool = True
+    whole_first: bool = True
+    needs_whole: bool = True
+    commits_whole: bool = True
+    names_bases: bool = True
+    counts_bases: bool = True
+    copies_whole: bool = True

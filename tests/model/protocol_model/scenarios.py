@@ -75,6 +75,15 @@ _PARTLY = _store("p/ab", "a")  # b is dead
 _THREE = _store("p/abc", "ab")  # c is dead
 _HALF_MOVED = _store("p/ab", "a", "q/a")  # by a collector that died before it published its mark
 _MOVED = _HALF_MOVED._replace(packs=frozenset({"q/a"}))
+_BASED = _store("p/ac", "a")  # c is dead; who saves b can store it as a delta of a
+_DELTA = _BASED._replace(
+    packs=frozenset({"p/ac", "q/B"}),
+    manifests=frozenset({Manifest("m0", (0, "m0"), frozenset({"p/ac", "q/B"}), frozenset("b"))}),
+)
+_CHAIN = ("s/a", "p/bd", "r/Be", "q/C")  # d and e are dead; b is there whole and as a delta, c as a delta of it
+_CHAINED = _DELTA._replace(
+    packs=frozenset(_CHAIN), manifests=frozenset({Manifest("m0", (0, "m0"), frozenset(_CHAIN), frozenset("bc"))})
+)
 _GARBAGE = _after_a_mark(Store(packs=frozenset({"p/a"})))
 
 # --- actors -------------------------------------------------------------------------------------
@@ -90,11 +99,10 @@ def _writer(chunks: str = "a", knows: str = "packs", *, name: str = "w1", keep: 
     return Writer(name, chunks, knows, keep, tries)
 
 
-def _group(tries: int = 2) -> Group:
-    """Return two ranks, which save one chunk each."""
-    return Group(
-        "ranks", tuple(Writer(f"w{n}", chunk, tries=tries, part_of=(1, "s")) for n, chunk in ((1, "a"), (2, "b")))
-    )
+def _group(tries: int = 2, chunks: str = "ab", *, is_own: bool = False) -> Group:
+    """Return ranks, which save one chunk each; the last is what the committer writes itself, if `is_own`."""
+    ranks = (Writer(f"w{n}", chunk, tries=tries, part_of=(1, "s")) for n, chunk in enumerate(chunks, start=1))
+    return Group("ranks", tuple(ranks), is_own)
 
 
 def _inline(keep: int) -> tuple[Actor, ...]:
@@ -102,9 +110,15 @@ def _inline(keep: int) -> tuple[Actor, ...]:
 
 
 def _collector(
-    number: int = 1, *, repacks: bool = False, aborts: bool = False, indexes: bool = False, tidies: bool = False
+    number: int = 1,
+    *,
+    repacks: bool = False,
+    aborts: bool = False,
+    indexes: bool = False,
+    tidies: bool = False,
+    parts: bool = False,
 ) -> Collector:
-    return Collector(f"{'r' if repacks else 'g'}{number}", repacks, aborts, indexes, tidies)
+    return Collector(f"{'r' if repacks else 'g'}{number}", repacks, aborts, indexes, tidies, parts)
 
 
 _COLLECT, _COLLECT_2 = _collector(), _collector(2)
@@ -112,6 +126,11 @@ _ABORT, _ABORT_2 = _collector(aborts=True), _collector(2, aborts=True)
 _TIDY = _collector(aborts=True, tidies=True)
 _REPACK, _REPACK_2 = _collector(repacks=True), _collector(2, repacks=True)
 _MOVE, _MOVE_2 = _collector(repacks=True, tidies=True), _collector(2, repacks=True, tidies=True)
+_COUNT = _collector(aborts=True, parts=True)
+_COUNT_2 = _collector(2, parts=True)
+_COUNT_AND_MOVE = _collector(repacks=True, aborts=True, parts=True)
+_FORGET_WHOLE = Forgetter("f", Commit((1, "s"), "C", frozenset({"s"})))
+_DELTAS = Writer("w1", "b", deltas="b")
 _CLEAN = _collector(indexes=True)
 
 # --- all rules ----------------------------------------------------------------------------------
@@ -209,9 +228,16 @@ SAFE = (
     _safe("keep 1, inline", _WHOLE, *_inline(1), keep=1, ends="w1: forget"),
     _safe("keep 2, inline", _WHOLE, *_inline(2), keep=2, ends="w1: forget"),
     _safe("keep 2, inline, collect", _WHOLE, *_inline(2), _ABORT, keep=2, is_long=True),
-    _safe("ranks", _WHOLE, _group(), _FORGET, _ABORT, ends="ranks: saved, ranks: failed"),
-    _safe("ranks, repack", _PARTLY, _group(), _collector(repacks=True, aborts=True), ends="ranks: saved"),
-    _safe("ranks, two collections", _WHOLE, _group(1), _FORGET, _ABORT, _COLLECT_2, is_long=True),
+    _safe("ranks", _WHOLE, _group(1), _FORGET, _COUNT, ends="ranks: saved, ranks: failed, g1: remove part"),
+    _safe("ranks that try again", _WHOLE, _group(), _FORGET, _COUNT, is_long=True),
+    _safe("ranks, repack", _PARTLY, _group(), _COUNT_AND_MOVE, ends="ranks: saved"),
+    _safe("ranks, two collections", _WHOLE, _group(1), _FORGET, _COUNT, _COUNT_2, is_long=True),
+    _safe("ranks, the committer writes", _WHOLE, _group(1, "ac", is_own=True), _FORGET, _COUNT),
+    _safe("ranks, forgotten at once", Store(), _group(1), _FORGET_WHOLE, _COUNT, ends="f: end"),
+    _safe("a delta", _WHOLE, _DELTAS, _FORGET, _ABORT, ends="w1: saved, g1: delete"),
+    _safe("a delta, repack", _BASED, _DELTAS, _FORGET, _collector(repacks=True, aborts=True), ends="w1: saved"),
+    _safe("a known delta, repack", _DELTA, _writer("b"), _FORGET, _collector(repacks=True, aborts=True)),
+    _safe("a chain of deltas, repack", _CHAINED, _writer("c"), _REPACK, ends="r1: delete"),
 )
 """Scenarios in which nothing is ever lost."""
 
@@ -258,8 +284,10 @@ WEAK = (
     _weak("shuns_moved", _MOVED, _writer(knows="m0"), _MOVE, _FORGET),
     _weak("parent_last", _MOVED, _writer(knows="m0"), _MOVE, _FORGET),
     _weak("commits_first", _WHOLE, _writer(keep=1), _writer(keep=1, name="w2"), keep=1),
-    _weak("waits_for_parts", _WHOLE, _group()),
-    _weak("waits_for_checks", _WHOLE, _group(), _FORGET, _ABORT),
-    _weak("counts_parts", _WHOLE, _group(), _FORGET, _ABORT),
+    *_all_weak(("waits_for_parts", "waits_for_checks", "counts_parts"), _WHOLE, _group(), _FORGET, _COUNT),
+    *_all_weak(("parts_first", "whole_first", "needs_whole", "commits_whole"), _WHOLE, _group(), _FORGET, _COUNT),
+    _weak("names_bases", _WHOLE, _DELTAS, _FORGET, _ABORT),
+    _weak("counts_bases", _BASED, _DELTAS, _FORGET, _collector(repacks=True, aborts=True)),
+    _weak("copies_whole", _CHAINED, _REPACK),
 )
 """Scenarios in which something is lost, as they leave a rule out."""

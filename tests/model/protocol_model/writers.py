@@ -17,12 +17,13 @@ from protocol_model.records import (
     Packs,
     Store,
     base,
-    chunks_in,
+    base_of,
     chunks_of,
     hides_anything_after,
     keys_in_state,
     open_marks,
     put_commit,
+    without_part,
 )
 from protocol_model.rules import Rules
 
@@ -65,7 +66,8 @@ class Writer:
             manifest, all of whose packs it takes over if nothing was moved.
         keep: how many snapshots it leaves in the series; 0 for all.
         tries: how many transactions and attempts it may begin.
-        part_of: the commit that is to name its manifest as one part, and is not its own affair.
+        part_of: the commit of the whole of which it saves a part, and which is not its own affair.
+        deltas: chunks that it stores as deltas, if it knows of their bases.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Writer:
     keep: int = 0
     tries: int = 2
     part_of: Key | None = None
+    deltas: str = ""
 
     def start(self) -> Writing:
         """Begin with the base; a writer that keeps few must know the highest sequence first."""
@@ -138,16 +141,30 @@ class Writer:
             date = min([date, *(index.date for index in store.indexes)]) if rules.dated else date
         elif self.knows not in {"index", "nothing"}:
             known = store.packs
-        for named in self._ways(known - state.avoided):
-            missing = "".join(sorted(frozenset(self.chunks) - chunks_in(named)))
+        for named, missing in self._ways(rules, known - state.avoided):
             owner = f"{self.name}.{state.attempt}" if rules.random_names else ""
             new = frozenset({f"{owner}/{missing}"}) if missing else NO_PACKS
             after = "write" if new else self._before_manifest(rules)
             yield store, state._replace(at=after, date=date, named=named | new, new=new)
 
-    def _ways(self, known: Packs) -> set[Packs]:
-        holders = [[pack for pack in known if chunk in chunks_of(pack)] for chunk in self.chunks]
-        return {frozenset(way) for way in product(*filter(None, holders))}
+    def _ways(self, rules: Rules, known: Packs) -> set[tuple[Packs, str]]:
+        """Return the ways to rely on known packs: these, and what must be written then."""
+        each = [self._holders(rules, known, chunk) for chunk in self.chunks]
+        return {
+            (NO_PACKS.union(*(packs for packs, _ in way)), "".join(sorted(missing for _, missing in way)))
+            for way in product(*each)
+        }
+
+    def _holders(self, rules: Rules, known: Packs, chunk: str) -> list[tuple[Packs, str]]:
+        """Return what may be relied on for one chunk, and what must be written: nothing, it, or a delta of it."""
+        found = [(frozenset({pack}), "") for pack in known if chunk in chunks_of(pack)]
+        delta = chunk.upper()
+        bases = [frozenset({pack}) for pack in known if base_of(delta) in chunks_of(pack)]
+        named = bases if rules.names_bases else [NO_PACKS] if bases else []
+        found += [(base | {pack}, "") for pack in known if delta in chunks_of(pack) for base in named]
+        if not found and chunk in self.deltas:
+            found = [(base, delta) for base in named]
+        return found or [(NO_PACKS, chunk)]
 
     def _write(self, rules: Rules, store: Store, state: Writing) -> Steps:
         after = "index" if self.knows == "index" else self._before_manifest(rules)
@@ -167,8 +184,11 @@ class Writer:
         manifest = Manifest(self.manifest_name(state), self._key(state), state.named, frozenset(self.chunks))
         trusts_itself = not rules.random_names and not rules.waits and state.attempt > 0
         is_checked = not rules.marks or not rules.manifest_first or trusts_itself
-        after = self._after_checks() if is_checked else "marks"
-        yield store._replace(manifests=store.manifests | {manifest}), state._replace(at=after)
+        after = state._replace(at=self._after_checks() if is_checked else "marks")
+        if self.part_of:
+            yield store._replace(parts=store.parts | {manifest}), after
+        else:
+            yield store._replace(manifests=store.manifests | {manifest}), after
 
     def _after_checks(self) -> str:
         return "ready" if self.part_of else "commit"
@@ -287,7 +307,7 @@ class InlineWriter(Writer):
 
 
 class Ranks(NamedTuple):
-    """The state of ranks that save together."""
+    """The state of ranks that save together; without ranks where nothing is left to do."""
 
     at: str
     ranks: tuple[Writing, ...]
@@ -295,44 +315,74 @@ class Ranks(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that write a part of a manifest each, and one commit that names all parts.
+    """Ranks that save a part each, and then one of them that makes the whole.
 
-    What a rank tells the others about its own state goes past the store, and costs no operation.
+    What a rank tells the others about its own state goes past the store, and costs no operation. The last of the
+    writers stands for what the committer writes itself, if `is_own`: it begins when the others are ready.
     """
 
     name: str
     writers: tuple[Writer, ...]
+    is_own: bool = False
 
     def start(self) -> Ranks:
         """Let all begin."""
         return Ranks("parts", tuple(writer.start() for writer in self.writers))
 
+    def _key(self) -> Key:
+        return self.writers[0].part_of or (0, self.name)
+
     def saved(self, state: Ranks) -> Key | None:
         """Return the snapshot, if it was committed."""
-        return self.writers[0].part_of if state.at == "saved" else None
+        return self._key() if state.at in {"saved", "remove"} and not state.ranks else None
 
     def steps(self, rules: Rules, store: Store, state: Ranks) -> Steps:
-        """Let any rank do what is next; commit once all are ready."""
-        if state.at != "parts":
-            return
-        for number, writer in enumerate(self.writers):
-            for after, rank in writer.steps(rules, store, state.ranks[number]):
-                ranks = (*state.ranks[:number], rank, *state.ranks[number + 1 :])
-                yield after, Ranks("failed" if rank.at == "failed" else "parts", ranks)
-        if self._are_ready(rules, state):
-            yield self._commit(rules, store, state)
+        """Let any rank do what is next; once all are ready, write the whole, commit, and remove the parts."""
+        if state.at == "parts":
+            for number, writer in enumerate(self.writers):
+                if self._may_begin(state, number):
+                    for after, rank in writer.steps(rules, store, state.ranks[number]):
+                        ranks = (*state.ranks[:number], rank, *state.ranks[number + 1 :])
+                        yield after, Ranks("failed" if rank.at == "failed" else "parts", ranks)
+            if self._are_ready(rules, state.ranks):
+                yield from self._finish(rules, store, state)
+        elif state.at in {"whole", "commit", "remove"}:
+            yield from self._finish(rules, store, state)
 
-    def _are_ready(self, rules: Rules, state: Ranks) -> bool:
+    def _may_begin(self, state: Ranks, number: int) -> bool:
+        is_last = self.is_own and number == len(self.writers) - 1
+        return not is_last or all(rank.at == "ready" for rank in state.ranks[:-1])
+
+    def _are_ready(self, rules: Rules, ranks: tuple[Writing, ...]) -> bool:
         ready = {"ready"}
         if not rules.waits_for_checks:
             ready |= {"marks", "packs"}
         if not rules.waits_for_parts:
             ready |= {"manifest"}
-        return all(rank.at in ready for rank in state.ranks)
+        return all(rank.at in ready for rank in ranks)
 
-    def _commit(self, rules: Rules, store: Store, state: Ranks) -> tuple[Store, Ranks]:
-        pairs = zip(self.writers, state.ranks, strict=True)
-        names = frozenset(writer.manifest_name(rank) for writer, rank in pairs)
-        key = self.writers[0].part_of or (0, self.name)
-        after = put_commit(store, Commit(key, "C", names), exclusive=rules.exclusive)
-        return (store, state._replace(at="failed")) if after is None else (after, Ranks("saved", ()))
+    def _finish(self, rules: Rules, store: Store, state: Ranks) -> Steps:
+        """Do what is next after the parts."""
+        order = ["whole", "commit"] if rules.commits_whole else ["commit", "whole"]
+        order.insert(len(order) if rules.whole_first else 0, "remove")
+        at = order[0] if state.at == "parts" else state.at
+        after = (*order, "saved")[order.index(at) + 1]
+        if at == "whole":
+            left = state if rules.commits_whole else Ranks(after, ())
+            yield store._replace(manifests=store.manifests | {self._whole(state)}), left._replace(at=after)
+        elif at == "remove":
+            left = sorted(part.name for part in store.parts if part.key == self._key())
+            removed = without_part(store, left[0]) if left else store
+            yield removed, state._replace(at="remove" if left[1:] else after)
+        else:
+            commit = Commit(self._key(), "C", frozenset({self._key()[1]}))
+            committed = put_commit(store, commit, exclusive=rules.exclusive)
+            if committed is None:
+                yield store, Ranks("failed", ())
+            else:
+                yield committed, Ranks(after, () if rules.commits_whole else state.ranks)
+
+    def _whole(self, state: Ranks) -> Manifest:
+        named = NO_PACKS.union(*(rank.named for rank in state.ranks))
+        chunks = frozenset().union(*(writer.chunks for writer in self.writers))
+        return Manifest(self._key()[1], self._key(), named, chunks)
