@@ -192,7 +192,7 @@ def sample_elements(elements: Elements, seed: str, count: int, *, moved: bool = 
 
 def pack_bits(bits: int, values: bytes) -> bytes:
     """Pack values into so many bits each, large ones as the largest."""
-    number = sum(min(value, 2**bits - 1) << bits * at for at, value in enumerate(values))
+    number: int = sum(min(value, 2**bits - 1) << bits * at for at, value in enumerate(values))
     return number.to_bytes(-(-len(values) * bits // 8), "little")
 
 
