@@ -69,7 +69,7 @@ def test_a_header_has_the_specified_fields():
             "seed": 0,
         },
         "capabilities": {"put_if_absent": True},
-        "features": {"read": ("moves",), "write": ("moves",), "collect": ("moves",)},
+        "features": {"read": ("moves", "tensors"), "write": ("moves", "tensors"), "collect": ("moves", "tensors")},
         "key_slots": (),
     }
 
@@ -79,12 +79,28 @@ def test_a_header_has_the_specified_fields():
     [
         {"of tomorrow": 1},
         {"capabilities": {"put_if_absent": True, "of tomorrow": 1}},
-        {"features": {"read": ("moves",), "write": ("moves",), "collect": ("moves",), "of tomorrow": ()}},
+        {
+            "features": {
+                "read": ("moves", "tensors"),
+                "write": ("moves", "tensors"),
+                "collect": ("moves", "tensors"),
+                "of tomorrow": (),
+            }
+        },
         {"chunker": {**DATA_CHUNKER._asdict(), "of tomorrow": 1}},
     ],
 )
 def test_unknown_fields_are_ignored(changes):
     assert decode(**changes) == Header(STORE)
+
+
+@pytest.mark.parametrize("missing", [(), *((operation,) for operation in OPERATIONS), OPERATIONS])
+def test_a_store_knows_tensors_if_all_who_use_it_must(missing):
+    features = {operation: ["moves"] + ["tensors"] * (operation not in missing) for operation in OPERATIONS}
+    header = decode(features=features)
+    assert header.knows_tensors == (not missing)
+    for operation in OPERATIONS:
+        check_features(header, operation)
 
 
 @pytest.mark.parametrize("capabilities", [{}, {"put_if_absent": False}, {"put_if_absent": 1}, {"put_if_absent": None}])
