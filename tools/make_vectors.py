@@ -181,13 +181,13 @@ def sample_elements(elements: Elements, seed: str, count: int, *, moved: bool = 
     """Return elements, and one byte more; some of those that are moved are near to those that are not."""
     width, is_float = elements
     if is_float and width > 2:
-        values = floats(seed, count, moved=1e-6 if moved else 0.0)
-        return array("f" if width == 4 else "d", values).tobytes() + b"!"
+        numbers = floats(seed, count, moved=1e-6 if moved else 0.0)
+        return array("f" if width == 4 else "d", numbers).tobytes() + b"!"
     data = stream(seed, count)
     steps = [byte % 5 - 2 if moved else 0 for byte in stream(f"{seed} moved", count)]
-    top = 256**width
-    places = (byte * 16 + step for byte, step in zip(data, steps, strict=True))
-    return b"".join((place % top).to_bytes(width, "little") for place in places) + b"!" * (width > 1)
+    top: int = 256**width
+    values = [(byte * 16 + step) % top for byte, step in zip(data, steps, strict=True)]
+    return b"".join(value.to_bytes(width, "little") for value in values) + b"!" * (width > 1)
 
 
 def pack_bits(bits: int, values: bytes) -> bytes:

@@ -98,6 +98,15 @@ def test_unknown_fields_are_ignored(changes):
     assert decode(**changes) == Header(STORE)
 
 
+@pytest.mark.parametrize("missing", [(), *((operation,) for operation in OPERATIONS), OPERATIONS])
+def test_a_store_knows_tensors_if_all_who_use_it_must(missing):
+    features = {operation: ["moves"] + ["tensors"] * (operation not in missing) for operation in OPERATIONS}
+    header = decode(features=features)
+    assert header.knows_tensors == (not missing)
+    for operation in OPERATIONS:
+        check_features(header, operation)
+
+
 @pytest.mark.parametrize("capabilities", [{}, {"put_if_absent": False}, {"put_if_absent": 1}, {"put_if_absent": None}])
 def test_only_a_plain_yes_promises_put_if_absent(capabilities):
     assert decode(capabilities=capabilities).put_if_absent is False
