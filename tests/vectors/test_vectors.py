@@ -153,7 +153,11 @@ def test_records_hold_what_is_said_and_are_written_again_alike(name):
 
 
 def test_every_kind_of_object_is_there():
-    assert {load(f"objects/{name}.json")["kind"] for name in OBJECTS} == {kind.value.decode() for kind in Kind}
+    assert {load(f"objects/{name}.json")["kind"] for name in OBJECTS} == {
+        kind.value.decode()
+        for kind in Kind
+        if kind not in {Kind.PLAN, Kind.RECEIPT}  # these are in no store
+    }
 
 
 def test_fields_of_a_commit():
