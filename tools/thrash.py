@@ -35,7 +35,7 @@ from cas_checkpoint.backends import open_backend
 
 BLOCKS = 48
 BLOCK_SIZE = 150_000
-_MODELS, _STEPS, _MODEL_SIZE = 2, 4, 400_000
+_STEPS, _MODEL_SIZE = 30, 400_000  # of the tensors of all savers
 _SAVES_WITH_DELTAS = 40  # among so many there must be some
 ROLES = ("saver", "forgetter", "collector", "reader")
 
@@ -78,8 +78,8 @@ def make_files(seed: int) -> dict[str, bytes]:
         blocks = [choice.randrange(BLOCKS) for _ in range(choice.randrange(1, 4))]
         files[f"file{number}"] = b"".join(random.Random(block).randbytes(BLOCK_SIZE) for block in blocks)
     files["own"] = choice.randbytes(100_000)
-    if choice.random() < 0.5:
-        files["file5m"] = weights(choice.randrange(_MODELS), choice.randrange(_STEPS), _MODEL_SIZE)
+    if choice.random() < 0.7:
+        files["file5m"] = weights(1, choice.randrange(_STEPS), _MODEL_SIZE)
     return files
 
 
