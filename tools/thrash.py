@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tensors_that_move import count_deltas, weights
+from tensors_that_move import deltas_of, weights
 
 from cas_checkpoint import CasCheckpointError, SaveAborted, SnapshotNotFound, Store, packing
 from cas_checkpoint.backends import open_backend
@@ -99,6 +99,9 @@ def save(place: Place, store: Store, choice: random.Random) -> None:
         place.log("aborted", seed=seed)
         return
     place.log("saved", id=snapshot.id, seed=seed, kept=keep is not None)
+    with contextlib.suppress(CasCheckpointError):  # it may have been forgotten
+        if not snapshot.reader().inline_size():
+            place.log("deltas", count=deltas_of(open_backend(place.url), snapshot))
 
 
 def forget(place: Place, store: Store, choice: random.Random) -> None:
@@ -250,7 +253,7 @@ def run(options: argparse.Namespace) -> int:
         place.open()
         counts = {role: getattr(options, f"{role}s") for role in ROLES}
         done = thrash(place, counts, options.seconds, options.seed)
-        deltas = count_deltas(open_backend(place.url))
+        deltas = sum(int(str(line["count"])) for line in place.read("deltas"))
         wrong = list(judge(place))
         if not deltas and len(place.read("saved")) > _SAVES_WITH_DELTAS:
             wrong.append("there are no deltas")
@@ -260,7 +263,7 @@ def run(options: argparse.Namespace) -> int:
         repacked = sum(int(str(line["packs_repacked"])) for line in place.read("collected"))
         deleted = sum(int(str(line["packs_deleted"])) for line in place.read("collected"))
         print(f"seed {options.seed}, {options.seconds:g} s, processes {counts}: {dict(done)}")
-        print(f"{lines}; packs deleted {deleted}, of them repacked {repacked}; deltas in the end {deltas}")
+        print(f"{lines}; packs deleted {deleted}, of them repacked {repacked}; deltas made {deltas}")
         for line in place.read("errors")[:10]:
             print(f"error of a {line['role']}: {line['what']}")
         for text in wrong:
