@@ -68,8 +68,7 @@ def test_flipped_bits_are_found_and_never_passed_on():
         ),
         (
             "crash_points",
-            "from cas_checkpoint.index import ids_array; from cas_checkpoint.reading import SnapshotReader; "
-            "SnapshotReader.bases = lambda *_: ids_array(b'')",
+            "from cas_checkpoint import index, reading; reading.SnapshotReader.bases = lambda *_: index.ids_array(b'')",
             ["forget-bases"],
         ),
     ],
