@@ -70,6 +70,7 @@ _PACKED_IN_TWO, _PACKED_IN_FOUR = (
 _UNSURE = 1.05  # a sample may be wrong by that much
 _STRUCTURED = 0.6  # of a sample, when compressed; if less is left, matches do more than planes could
 _PLANES_GAIN = 0.95
+_NARROWER = 1.02
 _ORDER_GAIN = 0.985  # of an unordered delta; to order takes time, and again whenever it is read
 
 
@@ -152,8 +153,8 @@ class Encoder:
         data = b"".join(sample for sample, _ in samples)
         bound = _PLANES_GAIN * min(left, _entropy(np.frombuffer(data, np.uint8)) * len(data) / 8)
         sizes = {width: _planes_size(split(as_elements(memoryview(data), width))) for width in (2, 4, 8)}
-        best = min(sizes, key=lambda width: (sizes[width], width))
-        return best if sizes[best] < bound else 0
+        enough = min(bound, _NARROWER * min(sizes.values()))  # wider elements only seem to gain a little, always
+        return next((width for width, size in sizes.items() if size < enough), 0)
 
     def estimate(self, chunk: Buffer, elements: Elements) -> int:
         """Return about how many bytes the planes of a chunk would take, told from a sample."""

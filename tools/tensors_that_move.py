@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from cas_checkpoint import Snapshot
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.footers import read_footer
 from cas_checkpoint.ids import PackId
@@ -32,4 +33,11 @@ def weights(seed: int, steps: int = 0, size: int = TENSOR_SIZE, move: float = 1e
 def count_deltas(backend: Backend, *, without: Container[PackId] = ()) -> int:
     """Return how many chunks are stored as deltas in the packs of a store but some."""
     packs = (pack for pack in list_packs(backend) if pack not in without)
+    return sum(len(read_footer(backend, pack).delta_rows) for pack in packs)
+
+
+def deltas_of(backend: Backend, snapshot: Snapshot) -> int:
+    """Return how many chunks a save stored as deltas; errors as for reading the snapshot."""
+    manifest = snapshot.reader().manifest()
+    packs = [ref.pack for ref in manifest.packs if ref.home == manifest.transaction]
     return sum(len(read_footer(backend, pack).delta_rows) for pack in packs)

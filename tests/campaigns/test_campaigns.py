@@ -62,14 +62,26 @@ def test_flipped_bits_are_found_and_never_passed_on():
     assert "planes 1, delta 1" in output
 
 
-def test_a_campaign_can_fail(tmp_path):
-    """A tool that finds something says so: here a store whose saves do not look at the marks."""
-    broken = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-        "from cas_checkpoint import saving; saving.condemned_packs = lambda *_: frozenset(); "
-        "import interleavings; sys.exit(interleavings.main())"
-    )
-    command = [sys.executable, "-c", broken, TOOLS, "--schedules", "100", "--processes", "1"]
+@pytest.mark.parametrize(
+    ("tool", "broken", "arguments"),
+    [
+        (
+            "interleavings",
+            "from cas_checkpoint import saving; saving.condemned_packs = lambda *_: frozenset()",
+            ["--schedules", "100", "--processes", "1"],
+        ),
+        (
+            "crash_points",
+            "from cas_checkpoint import index, reading; reading.SnapshotReader.bases = lambda *_: index.ids_array(b'')",
+            ["forget-bases"],
+        ),
+    ],
+    ids=["saves that do not look at the marks", "collections that do not look for bases"],
+)
+def test_a_campaign_can_fail(tool, broken, arguments):
+    """A tool that finds something says so."""
+    program = f"import sys; sys.path.insert(0, sys.argv.pop(1)); {broken}; import {tool}; sys.exit({tool}.main())"
+    command = [sys.executable, "-c", program, TOOLS, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "WRONG" in result.stdout
