@@ -20,6 +20,7 @@ from cas_checkpoint.commits import pack_key
 from cas_checkpoint.ids import Buffer, ChunkId, PackId, chunk_id
 from cas_checkpoint.index import ChunkIndex, ids_array
 from cas_checkpoint.knowledge import Knowledge
+from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import Footer, PackBuilder
 from cas_checkpoint.segments import Hint
@@ -34,7 +35,9 @@ _METADATA_HELD = 8 * 2**20  # bytes of entries and lists kept back, so that they
 _ARENA_MARGIN = MAX_CHUNK_SIZE  # for the chunk that fills a pack
 _MAX_AHEAD = 5
 _LENT_SIZE = 160 * 2**20  # at most so much memory is lent to packs; beyond that, what is in buffers is copied
-_DELTA_SHARE = {False: 0.85, True: 0.97}  # of what a chunk would be whole; more is not worth a second read
+_DELTA_SHARE = 0.85  # of what a chunk would be whole; a larger delta is not worth a second read
+_SMALL_SHARE = 0.97  # the same, where bytes count most
+_GROWTH = 1.03  # of a delta since the save before; if it is more, a new base is worth while
 _LENT_SHARE = 5 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
 Spans = Sequence[tuple[int, int]]
@@ -99,10 +102,17 @@ class _Coded(NamedTuple):
 
 
 class _Base(NamedTuple):
-    """A chunk that is stored whole, and the number of a pack that holds it so."""
+    """What a chunk may be a delta of.
+
+    Attributes:
+        chunk: a chunk that is stored whole.
+        pack: the number of a pack that holds it so.
+        before: bytes of the earlier version's blob, if that is a delta of the same chunk; else 0.
+    """
 
     chunk: ChunkId
     pack: int
+    before: int = 0
 
 
 class _Results(NamedTuple):
@@ -310,13 +320,18 @@ class Packer:
             return [None] * len(candidates)
         index = self._knowledge.index
         array = ids_array(b"".join(wanted))
-        numbers, ids_of_bases = index.bases(index.locate(array))
+        earlier = index.locate(array)
+        numbers, ids_of_bases = index.bases(earlier)
+        before = np.zeros(len(array), np.int64)
         if len(numbers):
+            before[numbers] = earlier.stored_sizes[numbers]
             array = array.copy()
             array[numbers] = ids_of_bases
         found = index.locate(array, whole=True)
-        places = zip(found.found.tolist(), array, found.packs.tolist(), strict=True)
-        bases = iter([_Base(ChunkId(bytes(chunk)), pack) if is_found else None for is_found, chunk, pack in places])
+        places = zip(found.found.tolist(), array, found.packs.tolist(), before.tolist(), strict=True)
+        bases = iter(
+            [_Base(ChunkId(bytes(chunk)), *others) if is_found else None for is_found, chunk, *others in places]
+        )
         return [None if chunk is None else next(bases) for chunk in candidates]
 
     def _blob(
@@ -328,7 +343,7 @@ class Packer:
         if elements is not None and base is not None and bases is not None:
             earlier = bases.get(base.chunk, len(plain))
             if earlier is not None:
-                limit = int(_DELTA_SHARE[self._coding.small] * encoder.estimate(plain, elements))
+                limit = self._limit(encoder.estimate(plain, elements), base.before)
                 delta = encoder.encode_delta(plain, earlier, elements, ordered=self._coding.small, limit=limit)
                 if delta is not None:
                     blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
@@ -337,6 +352,15 @@ class Packer:
             bases.keep(chunk, plain)
         codec, payload = encoder.encode(plain, elements)
         return _Coded(chunk, len(plain), (codec, payload, blob_check(codec, payload)))
+
+    def _limit(self, whole: int, before: int) -> int:
+        """Return how large a delta may be that stands for so many bytes: less, if it grows from save to save.
+
+        A new base costs a whole chunk once, and deltas that are small again are gained by it.
+        """
+        if not self._coding.small:
+            return int(_DELTA_SHARE * whole)
+        return int(min(_SMALL_SHARE * whole, max(_DELTA_SHARE * whole, _GROWTH * before if before else whole)))
 
     # --- in the calling thread ---
 
