@@ -128,7 +128,7 @@ class Comparison:
         """Return what is perhaps an earlier version of a file: that of the same path, else one of the same size."""
         try:
             if row is None:
-                row = self.row(entry.path, entry.size)
+                row = self.row(entry.path, max(entry.size, _MIN_FORECAST))  # tensors gain in smaller files, too
             rows = [row] if row is not None else self._of_size(entry.size)
             found = (decode_entry(one.encoded) for one in rows)
             return next((one for one in found if one.type is EntryType.FILE), None)

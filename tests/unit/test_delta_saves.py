@@ -214,3 +214,12 @@ def test_a_store_whose_readers_know_no_tensors_gets_none(tmp_path):
 def test_a_mode_must_be_known(store):
     with pytest.raises(InvalidArgument, match="delta must be"):
         save(store, b"x", delta="tiny")
+
+
+def test_small_files_have_deltas_too(store, tmp_path):
+    first = {"w": weights(1, rows=100)["a.weight"]}
+    second = moved(first, 2)
+    save(store, container(first))
+    two = save(store, container(second))
+    assert codecs(store)[Codec.DELTA] == 1
+    assert restored(store, two, tmp_path) == container(second)
