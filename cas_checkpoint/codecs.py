@@ -103,7 +103,7 @@ class Encoder:
 
         Args:
             level: the zstd level, as `zstd` counts them (-100 to 22).
-            planes: whether planes may be used where nothing is known of a chunk.
+            planes: whether planes may be used.
         """
         self._zstd = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
         self._planes = planes
@@ -118,7 +118,7 @@ class Encoder:
         """
         size = len(chunk)
         codec, payload = Codec.RAW, chunk
-        if elements is not None and size >= elements.width:
+        if self._planes and elements is not None and size >= elements.width:
             codec, payload = Codec.PLANES, self._as_planes(chunk, elements)
         elif size and (samples := self._samples(chunk, size)) is not None:
             width = self._width(samples)

@@ -33,8 +33,6 @@ class Forecast:
         over: whether there is nothing more to be expected.
     """
 
-    is_certain = False
-
     def __init__(self, candidates: Sequence[Candidate], *, refs: Sequence[ChunkRef] = (), number: int = 0) -> None:
         """Expect the chunks of the first candidate that begins as the file does; of a single one in any case.
 

@@ -6,16 +6,15 @@ Whatever is wrong with these, a save goes on without them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from contextlib import suppress
 
 from cas_checkpoint.basecache import BaseCache
 from cas_checkpoint.errors import CasCheckpointError
-from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.ids import Buffer, ChunkId
 from cas_checkpoint.manifests import ChunkRef, Entry
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.tensorcuts import FindBase
-from cas_checkpoint.tensors import find_tensors
+from cas_checkpoint.tensorfiles import TensorFile
 
 __all__ = ["ParentBases", "base_finder"]
 
@@ -55,10 +54,13 @@ class ParentBases:
 
 def base_finder(reader: SnapshotReader, entry: Entry) -> FindBase:
     """Return what finds the chunks of a file of the parent by region and place."""
-    try:
-        offsets, chunks = _regions(reader, entry)
-    except CasCheckpointError:
-        return lambda *_: None
+    offsets: dict[str, int] = {}
+    chunks: dict[int, ChunkRef] = {}
+    with suppress(CasCheckpointError):
+        opened = TensorFile.open(reader, entry) if entry.extents is None else None
+        if opened is not None:
+            offsets = {region.name: region.offset for region in opened.layout.regions}
+            chunks = opened.file.starts()
 
     def find(name: str, place: int, size: int) -> ChunkId | None:
         offset = offsets.get(name)
@@ -66,20 +68,3 @@ def base_finder(reader: SnapshotReader, entry: Entry) -> FindBase:
         return ref.chunk if ref is not None and ref.size == size else None
 
     return find
-
-
-def _regions(reader: SnapshotReader, entry: Entry) -> tuple[dict[str, int], dict[int, ChunkRef]]:
-    """Return where each region of a file begins, and its chunks by their offsets."""
-    file = SnapshotFile(reader, entry)
-
-    def read(offset: int, size: int) -> bytes:
-        file.seek(offset)
-        parts = iter(lambda: file.read(size + offset - file.tell()), b"")
-        return b"".join(part for part in parts if part)
-
-    layout = find_tensors(read, entry.size)
-    if layout is None or entry.content is None or entry.extents is not None:
-        return {}, {}
-    refs = list(reader.refs(entry.content))
-    offsets = accumulate((ref.size for ref in refs), initial=0)
-    return {region.name: region.offset for region in layout.regions}, dict(zip(offsets, refs, strict=False))

@@ -42,7 +42,6 @@ from cas_checkpoint.headers import PARTS, Header, check_features
 from cas_checkpoint.ids import (
     CHUNK_ID_SIZE,
     RANDOM_ID_SIZE,
-    SAVE_ID_SIZE,
     Buffer,
     PackId,
     StoreId,
@@ -74,6 +73,7 @@ from cas_checkpoint.transactions import (
     condemned_packs,
     list_commits,
     list_marks,
+    new_pack_id,
     next_sequence,
     random_id,
     read_commit,
@@ -276,7 +276,7 @@ class PartCommitter:
         self._backend, self._header, self._plan, self._workers = backend, header, plan, workers
         self._monitor = monitor
         self._count = 0
-        self._written = 0
+        self._written = self._objects = 0
 
     def run(self, receipts: Sequence[PartReceipt]) -> Commit:
         """Commit; return the commit, which may be there already if this was called before.
@@ -296,6 +296,8 @@ class PartCommitter:
         except SnapshotForgotten as error:  # parts are gone, and nobody committed them: a collector gave them up
             raise self._aborted() from error
         key = manifest_key(self._plan.key.transaction)
+        self._written += len(manifest)
+        self._objects += 1
         if not self._backend.put_if_absent(key, manifest):  # who knows the other one never reads this one
             raise SaveAborted("another commit of the same parts was begun before; no snapshot was made: save again")
         record = self._record(parts, manifest, time.monotonic() - started)
@@ -379,6 +381,7 @@ class PartCommitter:
     def _put(self, key: str, data: bytes) -> None:
         self._backend.put(key, [data])
         self._written += len(data)
+        self._objects += 1
         self._monitor.wrote(len(data))
 
     def _store(self, parts: Sequence[_Part], base: int) -> tuple[Content, list[Footer]]:
@@ -386,7 +389,7 @@ class PartCommitter:
         packs: list[PackId] = []
 
         def new_pack() -> PackId:
-            packs.append(PackId(self._plan.key.transaction[:SAVE_ID_SIZE] + random_id()[SAVE_ID_SIZE:]))
+            packs.append(new_pack_id(self._plan.key.transaction))
             return packs[-1]
 
         packer = Packer(
@@ -412,14 +415,16 @@ class PartCommitter:
             raise
         packer.close()
         self._written += packer.bytes_written
+        self._objects += len(packer.footers)
         return content, packer.footers
 
     def _record(self, parts: Sequence[_Part], manifest: bytes, seconds: float) -> Commit:
         plan = self._plan
         each = [part.receipt.stats for part in parts]
         sums = {name: sum(getattr(stats, name) for stats in each) for name in SaveStats._fields[:-1]}
-        sums |= {"entries": self._count, "bytes_written": sums["bytes_written"] + self._written}
-        sums["objects_written"] += 4  # a pack, its index, two manifests; each rank counted one for a commit
+        sums["entries"] = self._count
+        sums["bytes_written"] += self._written
+        sums["objects_written"] += self._objects - len(parts) + 1  # each rank counted the commit
         seconds += max(stats.seconds for stats in each)
         stats = SaveStats(**sums, seconds=seconds)
         said = plan.step, plan.metrics, plan.tags, plan.message

@@ -41,7 +41,7 @@ from cas_checkpoint.errors import (
 )
 from cas_checkpoint.filescache import FilesCache, FilesCacheWriter, Row, Stamp
 from cas_checkpoint.headers import Header
-from cas_checkpoint.ids import SAVE_ID_SIZE, PackId, TransactionId, digest
+from cas_checkpoint.ids import PackId, TransactionId, digest
 from cas_checkpoint.index import encode_index
 from cas_checkpoint.knowledge import Knowledge
 from cas_checkpoint.manifests import (
@@ -70,6 +70,7 @@ from cas_checkpoint.transactions import (
     condemned_packs,
     list_commits,
     list_moves,
+    new_pack_id,
     next_sequence,
     random_id,
     read_commit,
@@ -345,7 +346,7 @@ class Attempt:
         return BaseCache(saver.options.caches / "bases" / saver.header.store.hex(), limit=_BASES_SIZE)
 
     def _new_pack(self) -> PackId:
-        self._packs.append(PackId(self._key.transaction[:SAVE_ID_SIZE] + random_id()[SAVE_ID_SIZE:]))
+        self._packs.append(new_pack_id(self._key.transaction))
         return self._packs[-1]
 
     def _inline_commit(self, entries: Content, pack: bytes) -> Commit:

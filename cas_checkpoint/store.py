@@ -269,17 +269,7 @@ class Store:
             InvalidArgument: an argument cannot be used.
             UnsupportedStore: the store was made by a version whose collections do not look out for parts.
         """
-        options = self._options(
-            series,
-            step=step,
-            metrics=metrics,
-            tags=tags,
-            message=message,
-            on_error="fail",
-            owner=False,
-            cache=False,
-            delta="off",
-        )
+        options = self._options(series, step=step, metrics=metrics, tags=tags, message=message)
         return plan_parts(self._backend, self._header, options, _integer("parts", parts, 1, MAX_PARTS))
 
     def save_part(
@@ -312,17 +302,7 @@ class Store:
         """
         self._check_plan(plan)
         part = _integer("part", part, 0, plan.parts - 1)
-        options = self._options(
-            plan.key.series,
-            step=None,
-            metrics=None,
-            tags=None,
-            message=None,
-            on_error=on_error,
-            owner=owner,
-            cache=False,
-            delta=delta,
-        )
+        options = self._options(plan.key.series, on_error=on_error, owner=owner, delta=delta)
         self._check_outside(source)
         monitor = monitor or Monitor()
         saver = PartSaver(self._backend, self._header, options, knowledge=self._learn, monitor=monitor)
@@ -364,14 +344,14 @@ class Store:
         self,
         series: str,
         *,
-        step: int | None,
-        metrics: Mapping[str, float] | None,
-        tags: Sequence[str] | None,
-        message: str | None,
-        on_error: OnError,
-        owner: bool,
-        cache: bool,
-        delta: Delta,
+        step: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] | None = None,
+        message: str | None = None,
+        on_error: OnError = "fail",
+        owner: bool = False,
+        cache: bool = False,
+        delta: Delta = "off",
     ) -> SaveOptions:
         """Check the arguments of a save."""
         if on_error not in ("fail", "skip"):

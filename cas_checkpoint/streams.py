@@ -45,11 +45,9 @@ class Plan(Protocol):
 
     Attributes:
         over: whether it has nothing more to say.
-        is_certain: whether it needs no look at the bytes.
     """
 
     over: bool
-    is_certain: bool
 
     def cuts(self, segment: Segment, start: int, *, final: bool) -> list[Cut]:
         """Return the chunks of a segment from `start` on, as far as they can be told; in the order of the stream.
@@ -57,8 +55,11 @@ class Plan(Protocol):
         If the segment is not the end of its stream (`final` is false), what is left may be the beginning of a chunk.
         """
 
-    def skipped(self, size: int) -> tuple[int, Plan]:
-        """Guess how many bytes beyond the next `size` a chunk begins, and return the plan from there on."""
+    def skipped(self, size: int) -> tuple[int, Plan] | None:
+        """Guess how many bytes beyond the next `size` a chunk begins, and return that and the plan from there on.
+
+        None if nothing is gained by looking at the bytes there before those in front of them.
+        """
 
 
 class Stream:
@@ -210,10 +211,10 @@ class StreamReader:
             raise
         packer, plan = self._packer(), reading.plan
         segment = Segment(filling.view[: filling.fill], Cutter(self._cutter.parameters))
-        if not packer.ahead or self._in_vain or (plan is not None and plan.is_certain):
+        guess = (0, None) if plan is None or plan.over else plan.skipped(before)
+        if not packer.ahead or self._in_vain or guess is None:
             return _Ahead(filling, ended, segment, None)
-        skip, guess = (0, None) if plan is None or plan.over else plan.skipped(before)
-        look = partial(_cuts, segment, self._room + skip, guess, final=ended)
+        look = partial(_cuts, segment, self._room + guess[0], guess[1], final=ended)
         return _Ahead(filling, ended, segment, packer.run(look))
 
     def _join(self, reading: _Reading, ahead: _Ahead, start: int) -> int:

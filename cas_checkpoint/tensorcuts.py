@@ -33,7 +33,6 @@ class TensorCuts:
     """The chunks of one file, told by its regions; see `streams.Plan`."""
 
     over = False
-    is_certain = True
 
     def __init__(self, regions: Sequence[Region], chunker: ChunkerParameters, base: FindBase) -> None:
         """Begin at the beginning of the file.
@@ -47,9 +46,8 @@ class TensorCuts:
         self._position = 0
         self._piece = next(self._pieces)
 
-    def skipped(self, size: int) -> tuple[int, TensorCuts]:
-        """Nothing is to be gained by guessing."""
-        raise NotImplementedError
+    def skipped(self, size: int) -> None:
+        """Guess nothing: no cut of a tensor needs a look at its bytes."""
 
     def cuts(self, segment: Segment, start: int, *, final: bool) -> list[Cut]:
         """See `streams.Plan`."""

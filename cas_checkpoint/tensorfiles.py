@@ -6,7 +6,6 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -16,7 +15,7 @@ from cas_checkpoint.errors import EntryNotFound, InvalidArgument, InvalidArgumen
 from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.ids import Buffer
 from cas_checkpoint.lazynumpy import np
-from cas_checkpoint.manifests import Entry
+from cas_checkpoint.manifests import ChunkRef, Entry
 from cas_checkpoint.reading import Request, SnapshotReader
 from cas_checkpoint.tensors import Layout, Tensor, find_tensors
 
@@ -157,6 +156,10 @@ class FileRanges(SnapshotFile):
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+    def starts(self) -> dict[int, ChunkRef]:
+        """Return the chunks of the file's data, by where they begin in it."""
+        return {end - ref.size: ref for end, ref in zip(self._ends, self._refs, strict=True)}
 
     def _chunk(self, number: int) -> Buffer:
         """Return a chunk.
@@ -385,6 +388,8 @@ def read_from(
 
 
 def _hint(name: str, source: TensorSource) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 -- for an error alone
+
     close = get_close_matches(name, [info.name for info in source.tensors()], n=3, cutoff=0.5)
     return f"; the closest are {', '.join(map(repr, close))}" if close else ""
 

@@ -32,7 +32,7 @@ from cas_checkpoint.errors import (
     UnsupportedStore,
 )
 from cas_checkpoint.headers import HEADER_KEY, MAX_HEADER_SIZE, Header
-from cas_checkpoint.ids import RANDOM_ID_SIZE, PackId, StoreId, TransactionId, is_hex_id
+from cas_checkpoint.ids import RANDOM_ID_SIZE, SAVE_ID_SIZE, PackId, StoreId, TransactionId, is_hex_id
 from cas_checkpoint.marks import MARKS_PREFIX, MAX_MARK_SIZE, Mark, mark_key, parse_mark_key
 from cas_checkpoint.moves import MAX_MOVE_SIZE, MOVES_PREFIX, Move, MoveKey, parse_move_key
 
@@ -47,6 +47,7 @@ __all__ = [
     "list_marks",
     "list_moves",
     "list_packs",
+    "new_pack_id",
     "next_sequence",
     "publish_mark",
     "put_move",
@@ -220,6 +221,11 @@ def read_mark(backend: Backend, number: int) -> Mark | None:
         return None
     except DamagedObject as error:
         raise DamagedObject(error.reason, key=key) from error
+
+
+def new_pack_id(transaction: TransactionId) -> PackId:
+    """Return a random id for a pack, which begins as that of the transaction which writes it."""
+    return PackId(transaction[:SAVE_ID_SIZE] + random_id()[SAVE_ID_SIZE:])
 
 
 def list_packs(backend: Backend) -> frozenset[PackId]:

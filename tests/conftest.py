@@ -1,6 +1,11 @@
-"""What all tests share: caches of their own, and no store from the environment."""
+"""What all tests share: modules to import, caches of their own, and no store from the environment."""
+
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
 @pytest.fixture(autouse=True)

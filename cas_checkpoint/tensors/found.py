@@ -10,9 +10,13 @@ from cas_checkpoint.elements import ELEMENTS, Elements
 from cas_checkpoint.tensors.layout import Layout, ReadAt, Region, Tensor
 
 __all__ = [
+    "GGUF_MAGIC",
+    "HDF5_MAGIC",
     "MAX_HEADER_SIZE",
     "MAX_NAME_SIZE",
     "MAX_TENSORS",
+    "NPY_MAGIC",
+    "ZIP_MAGIC",
     "Found",
     "Unreadable",
     "bounded",
@@ -21,6 +25,11 @@ __all__ = [
     "take",
     "to_shape",
 ]
+
+ZIP_MAGIC: Final = b"PK\x03\x04"
+NPY_MAGIC: Final = b"\x93NUMPY"
+GGUF_MAGIC: Final = b"GGUF"
+HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 
 MAX_HEADER_SIZE: Final = 2**24
 """Bytes of what describes the tensors of a container; with more of them it is not read."""

@@ -6,12 +6,20 @@ import struct
 from math import prod
 from typing import Final, NamedTuple
 
-from cas_checkpoint.tensors.found import MAX_HEADER_SIZE, MAX_TENSORS, Found, Unreadable, item_size, take, to_shape
+from cas_checkpoint.tensors.found import (
+    GGUF_MAGIC,
+    MAX_HEADER_SIZE,
+    MAX_TENSORS,
+    Found,
+    Unreadable,
+    item_size,
+    take,
+    to_shape,
+)
 from cas_checkpoint.tensors.layout import Layout, ReadAt
 
-__all__ = ["MAGIC", "find"]
+__all__ = ["find"]
 
-MAGIC: Final = b"GGUF"
 _VERSIONS: Final = frozenset({2, 3})
 _BLOCK_SIZE: Final = 2**16  # bytes that are read at a time
 _ALIGNMENT_KEY: Final = b"general.alignment"
@@ -92,7 +100,7 @@ def find(read: ReadAt, size: int) -> Layout | None:
     """
     cursor = _Cursor(read, size)
     magic, version, count, pairs = struct.unpack("<4sIQQ", cursor.take(24))
-    if magic != MAGIC or version not in _VERSIONS or count > MAX_TENSORS:
+    if magic != GGUF_MAGIC or version not in _VERSIONS or count > MAX_TENSORS:
         raise Unreadable
     alignment = _ALIGNMENT
     for _ in range(pairs):

@@ -11,12 +11,19 @@ from collections.abc import Iterator
 from math import prod
 from typing import Final, NamedTuple
 
-from cas_checkpoint.tensors.found import MAX_NAME_SIZE, MAX_TENSORS, Found, Unreadable, item_size, take, to_shape
+from cas_checkpoint.tensors.found import (
+    MAX_NAME_SIZE,
+    MAX_TENSORS,
+    Found,
+    Unreadable,
+    item_size,
+    take,
+    to_shape,
+)
 from cas_checkpoint.tensors.layout import Layout, ReadAt
 
-__all__ = ["MAGIC", "find"]
+__all__ = ["find"]
 
-MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 _SIZE: Final = 8  # bytes of an address
 _UNDEFINED: Final = 2**64 - 1
 _MAX_DEPTH: Final = 64

@@ -7,13 +7,12 @@ from math import prod
 from typing import Final
 
 from cas_checkpoint.elements import ELEMENTS, Elements
-from cas_checkpoint.tensors.found import Found, Unreadable, dense_strides, item_size, take, to_shape
+from cas_checkpoint.tensors.found import NPY_MAGIC, Found, Unreadable, dense_strides, item_size, take, to_shape
 from cas_checkpoint.tensors.layout import Layout, ReadAt, Tensor
 from cas_checkpoint.tensors.zips import Archive, data_offset
 
-__all__ = ["MAGIC", "find", "find_in_archive"]
+__all__ = ["find", "find_in_archive"]
 
-MAGIC: Final = b"\x93NUMPY"
 _SUFFIX: Final = ".npy"
 _PREFIX_SIZE: Final = 12  # with the size of the header in its last 2 (version 1) or 4 bytes
 _MAX_HEADER_SIZE: Final = 2**16
@@ -53,7 +52,7 @@ def find_in_archive(read: ReadAt, size: int, archive: Archive) -> Layout | None:
 def _add(found: Found, name: str, read: ReadAt, begin: int, end: int) -> None:
     prefix = take(read, begin, _PREFIX_SIZE)
     version = prefix[6]
-    if not prefix.startswith(MAGIC) or not 1 <= version <= _MAX_VERSION:
+    if not prefix.startswith(NPY_MAGIC) or not 1 <= version <= _MAX_VERSION:
         raise Unreadable
     start = begin + (10 if version == 1 else 12)
     header_size = int.from_bytes(prefix[8 : 10 if version == 1 else 12], "little")

@@ -6,13 +6,12 @@ import json
 from math import prod
 from typing import Final
 
-from cas_checkpoint.tensors.found import MAX_HEADER_SIZE, MAX_TENSORS, Found, Unreadable, item_size, take, to_shape
+from cas_checkpoint.tensors.found import MAX_TENSORS, Found, Unreadable, item_size, take, to_shape
 from cas_checkpoint.tensors.layout import Layout, ReadAt
 
-__all__ = ["find", "fits"]
+__all__ = ["find"]
 
 _SIZE_SIZE: Final = 8
-_MIN_JSON_SIZE: Final = 2
 _MAX_PARTS: Final = 16 * MAX_TENSORS  # values in the header, so that they take no more than some 100 MB
 _DTYPES: Final = {
     "BOOL": "bool",
@@ -29,12 +28,6 @@ _DTYPES: Final = {
     "F64": "float64",
     "C64": "complex64",
 }
-
-
-def fits(head: bytes) -> bool:
-    """Tell whether a file that begins with these 9 or more bytes may be one."""
-    size = int.from_bytes(head[:_SIZE_SIZE], "little")
-    return head[_SIZE_SIZE : _SIZE_SIZE + 1] == b"{" and _MIN_JSON_SIZE <= size <= MAX_HEADER_SIZE
 
 
 def find(read: ReadAt, size: int) -> Layout | None:

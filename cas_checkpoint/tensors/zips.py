@@ -9,12 +9,11 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from cas_checkpoint.tensors.found import MAX_HEADER_SIZE, MAX_TENSORS, Unreadable, take
+from cas_checkpoint.tensors.found import MAX_HEADER_SIZE, MAX_TENSORS, ZIP_MAGIC, Unreadable, take
 from cas_checkpoint.tensors.layout import ReadAt
 
-__all__ = ["MAGIC", "Archive", "Member", "data_offset", "read_archive", "read_member"]
+__all__ = ["Archive", "Member", "data_offset", "read_archive", "read_member"]
 
-MAGIC: Final = b"PK\x03\x04"
 _ENTRY: Final = struct.Struct("<4s6H3I5H2I")
 _LOCAL: Final = struct.Struct("<4s5H3I2H")
 _END: Final = struct.Struct("<4s4H2IH")
@@ -143,7 +142,7 @@ def data_offset(read: ReadAt, archive: Archive, member: Member) -> int:
         raise Unreadable
     fields = _LOCAL.unpack(take(read, member.header, _LOCAL.size))
     begin: int = member.header + _LOCAL.size + fields[-2] + fields[-1]
-    if fields[0] != MAGIC or fields[3] or begin + member.size > archive.directory:
+    if fields[0] != ZIP_MAGIC or fields[3] or begin + member.size > archive.directory:
         raise Unreadable
     return begin
 

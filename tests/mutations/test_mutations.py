@@ -7,13 +7,13 @@ when the one rule is missing: so each rule is needed, and each scenario is able 
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import sys
 import threading
 import time
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cas_checkpoint import collecting, filescache, merging, parts, roots, saving
@@ -35,6 +35,12 @@ from cas_checkpoint.saving import Saver
 from cas_checkpoint.store import Store
 from cas_checkpoint.transactions import MarkTable, list_commits, list_marks, list_moves, list_packs
 
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from tensors_that_move import weights  # noqa: E402
+
+sys.path.remove(str(TOOLS))
 KIB = 2**10
 
 
@@ -173,18 +179,7 @@ def noise(seed, size=300 * KIB):
     return random.Random(seed).randbytes(size)
 
 
-def weights(steps, size=320 * KIB):
-    """Return a safetensors file of one tensor; each step moves every number a little, and has another header."""
-    generator = np.random.default_rng(1)
-    values = generator.normal(0, 0.05, size // 4)
-    for _ in range(steps):
-        values += generator.normal(0, 1e-5, len(values))
-    tensor = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, size]}
-    header = json.dumps({"__metadata__": {"steps": str(steps)}, "weight": tensor}).encode()
-    return len(header).to_bytes(8, "little") + header + values.astype("<f4").tobytes()
-
-
-V0, V1, V2 = ({"model": weights(steps)} for steps in range(3))
+V0, V1, V2 = ({"model": weights(1, steps, 320 * KIB)} for steps in range(3))
 A, B, C = ({name: noise(seed)} for seed, name in enumerate("abc"))
 MANY = {f"f{number}": noise(number + 10) for number in range(6)}
 FEW = {"f1": MANY["f1"]}

@@ -23,7 +23,6 @@ from cas_checkpoint.manifests import Content, Entry, EntryType, Manifest, PackRe
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import PackBuilder
 from cas_checkpoint.sampling import Sample
-from cas_checkpoint.store import Store
 from cas_checkpoint.transactions import commit, list_commits, list_marks, list_packs, next_sequence, put_move, random_id
 from cas_checkpoint.verifying import AffectedPath, Verification
 
@@ -122,16 +121,6 @@ SOURCE = random.Random(8)
 FIRST = {"a": SOURCE.randbytes(6 * PIECE), "b": SOURCE.randbytes(3 * PIECE), "c": SOURCE.randbytes(PIECE // 2)}
 SECOND = changed(FIRST)
 THIRD = changed({"a": SECOND["a"]}) | {"b": SECOND["b"]}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store.open(tmp_path / "store", create=True, durable=False, workers=2)
-
-
-@pytest.fixture
-def backend(store):
-    return store._backend
 
 
 @pytest.fixture

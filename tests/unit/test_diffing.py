@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import random
 import tracemalloc
 
 import numpy as np
 import pytest
+from containers import npy, safetensors
+from counting import Counting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas_checkpoint import diffing
-from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.diffing import Change, ChangedNumbers, ChangedTensor
 from cas_checkpoint.errors import InvalidArgumentType, MissingObject
 from cas_checkpoint.store import Store
 from cas_checkpoint.tensorfiles import TensorInfo
 
 MIB = 2**20
-CODES = {"float32": "F32", "float64": "F64", "int64": "I64", "uint8": "U8", "int8": "I8", "complex64": "C64"}
-CODES |= {"bfloat16": "BF16", "float8_e5m2": "F8_E5M2", "float16": "F16"}
-
-
-class Counting(LocalBackend):
-    """Counts what is read of packs."""
-
-    def __init__(self, root):
-        super().__init__(root, durable=False)
-        self.requests = []
-
-    def read_into(self, key, offset, buffer):
-        if key.startswith("packs/"):
-            self.requests.append(len(buffer))
-        super().read_into(key, offset, buffer)
-
-
-def safetensors(arrays, dtypes=None):
-    """Return a file of that format."""
-    header, parts, end = {}, [], 0
-    for name, array in arrays.items():
-        data = array.tobytes()
-        dtype = (dtypes or {}).get(name, array.dtype.name)
-        header[name] = {"dtype": CODES[dtype], "shape": array.shape, "data_offsets": [end, end + len(data)]}
-        parts.append(data)
-        end += len(data)
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return b"".join([len(encoded).to_bytes(8, "little"), encoded, *parts])
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=False)
-    return file.getvalue()
 
 
 @pytest.fixture

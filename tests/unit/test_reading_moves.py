@@ -25,16 +25,6 @@ DATA = random.Random(5).randbytes(3000 * KIB)
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store.open(tmp_path / "store", create=True, durable=False, workers=2)
-
-
-@pytest.fixture
-def backend(store):
-    return store._backend
-
-
-@pytest.fixture
 def snapshot(store):
     """A snapshot whose chunks are all in one pack."""
     return store.save({"file": DATA, "other": b"small"})

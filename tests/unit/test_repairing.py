@@ -35,16 +35,6 @@ FILES = {"a": noise(200_000, 1), "b": noise(200_000, 2), "c": b"all work and no 
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store.open(tmp_path / "store", create=True, durable=False, workers=2)
-
-
-@pytest.fixture
-def backend(store):
-    return store._backend
-
-
-@pytest.fixture
 def tree(tmp_path):
     (tmp_path / "tree").mkdir()
     for name, data in FILES.items():

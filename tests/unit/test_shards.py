@@ -11,8 +11,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from counting import Counting
 
-from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.errors import EntryNotFound, InvalidArgument
 from cas_checkpoint.store import Store
 from cas_checkpoint.tensorfiles import TensorInfo
@@ -21,20 +21,6 @@ torch = pytest.importorskip("torch")
 dcp = pytest.importorskip("torch.distributed.checkpoint")
 
 MIB = 2**20
-
-
-class Counting(LocalBackend):
-    """Counts what is read of packs."""
-
-    def __init__(self, root):
-        super().__init__(root, durable=False)
-        self.requests, self.lock = [], threading.Lock()
-
-    def read_into(self, key, offset, buffer):
-        if key.startswith("packs/"):
-            with self.lock:
-                self.requests.append(len(buffer))
-        super().read_into(key, offset, buffer)
 
 
 def in_pieces(tensors, *, files=2, leave_out=None):

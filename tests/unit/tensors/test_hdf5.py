@@ -6,6 +6,7 @@ import pytest
 
 from cas_checkpoint.elements import ELEMENTS
 from cas_checkpoint.tensors import hdf5
+from cas_checkpoint.tensors.found import HDF5_MAGIC
 
 UNDEFINED = 2**64 - 1
 FLOAT32 = struct.pack("<B3sI2H4BI", 0x11, b"\x20\x1f\0", 4, 0, 32, 23, 8, 0, 23, 127)
@@ -93,7 +94,7 @@ class File:
             head += struct.pack("<4Q", base, UNDEFINED, end, UNDEFINED) + struct.pack("<QQII16x", 0, root, 0, 0)
         else:
             head = bytes((version,)) + sizes + b"\0" + struct.pack("<4Q", base, UNDEFINED, end, root) + bytes(4)
-        self.data[: 8 + len(head)] = hdf5.MAGIC + head
+        self.data[: 8 + len(head)] = HDF5_MAGIC + head
         return bytes(self.data)
 
 
