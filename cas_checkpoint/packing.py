@@ -82,14 +82,14 @@ class Batch(NamedTuple):
         spans: start and end of each chunk in the buffer.
         known: the id of each chunk, None where it is to be found out.
         done: called with each chunk's id and whether it was new, in the order of the spans.
-        hints: what helps to code each chunk; none for any if there are fewer.
+        hints: what helps to code each chunk, None where nothing is known.
     """
 
     buffer: ReadBuffer
     spans: Spans
     known: Sequence[ChunkId | None]
     done: Callable[[Sequence[tuple[ChunkId, bool]]], None]
-    hints: Sequence[Hint | None] = ()
+    hints: Sequence[Hint | None]
 
 
 class _Coded(NamedTuple):
@@ -218,7 +218,7 @@ class Packer:
 
     def store(self, chunk: Buffer) -> ChunkId:
         """Store one chunk of metadata (entries, lists of chunks); these lie together, apart from files' data."""
-        (coded,), used, _ = self._code(chunk, [(0, len(chunk))], [None], (), self._metadata_encoder)
+        (coded,), used, _ = self._code(chunk, [(0, len(chunk))], [None], [None], self._metadata_encoder)
         self._used |= used
         if coded.blob is not None:
             self._fresh.add(coded.chunk)
@@ -301,14 +301,13 @@ class Packer:
         for number, (chunk, is_known) in enumerate(zip(ids, known, strict=True)):
             if not is_known and chunk not in self._fresh:
                 fresh.setdefault(chunk, number)
-        bases = self._bases(hints[number] if hints else None for number in fresh.values())
+        bases = self._bases(hints[number] for number in fresh.values())
         coded = [_Coded(chunk, end - start, None) for chunk, (start, end) in zip(ids, spans, strict=True)]
         for (chunk, number), base in zip(fresh.items(), bases, strict=True):
             start, end = spans[number]
-            hint = hints[number] if hints else None
-            blob = self._blob(chunk, view[start:end], hint, base, encoder or self._encoder())
-            coded[number] = blob
-            if blob.base is not None and base is not None:
+            found = self._blob(chunk, view[start:end], hints[number], base, encoder or self._encoder())
+            coded[number] = found
+            if found.base is not None and base is not None:
                 used.add(base.pack)
         return _Results(coded, used, own_packs)
 
