@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 from cas_checkpoint.backends import Backend
 from cas_checkpoint.commits import Commit, SaveStats
-from cas_checkpoint.diffing import SnapshotDiff
 from cas_checkpoint.errors import DamagedObject, DamagedStore, EntryNotFound, InvalidArgument, InvalidArgumentType
 from cas_checkpoint.filereader import SnapshotFile
 from cas_checkpoint.manifests import Entry, EntryType
 from cas_checkpoint.monitor import Notice
 from cas_checkpoint.reading import SnapshotReader
-from cas_checkpoint.shards import TensorDirectory
 from cas_checkpoint.tensorfiles import TensorFile, TensorInfo, TensorSource, not_a_container, read_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from cas_checkpoint.diffing import SnapshotDiff
 
 __all__ = ["PathArgument", "Snapshot", "entry_path"]
 
@@ -148,6 +148,8 @@ class Snapshot:
         """
         if not isinstance(other, Snapshot):
             raise InvalidArgumentType(f"only a snapshot can be compared with, not {other!r}")
+        from cas_checkpoint.diffing import SnapshotDiff  # noqa: PLC0415 -- few need it, and all would wait for it
+
         return SnapshotDiff(self.reader, other.reader, tensors=tensors)
 
     # --- tensors ---
@@ -211,6 +213,8 @@ class Snapshot:
         entry = _find_container(reader, path)
         source: TensorSource | None
         if entry is None:
+            from cas_checkpoint.shards import TensorDirectory  # noqa: PLC0415 -- as above
+
             source = TensorDirectory.open(reader, path)
         else:
             source = TensorFile.open(reader, _as_file(reader, entry))

@@ -60,10 +60,10 @@ def codecs_of(packer, tmp_path):
     }
 
 
-def submit(packer, data, hints=()):
+def submit(packer, data, hint=None):
     buffer = packer._buffers.take()
     buffer.view[: len(data)] = data
-    packer.submit(Batch(buffer, [(0, len(data))], [None], lambda _: None, hints))
+    packer.submit(Batch(buffer, [(0, len(data))], [None], lambda _: None, [hint]))
 
 
 def test_metadata_is_never_stored_as_planes(packer, tmp_path):
@@ -87,5 +87,5 @@ def test_without_planes_none_are_guessed(packer, tmp_path, planes):
 
 def test_known_elements_become_planes(packer, tmp_path):
     one = packer(Coding(1))
-    submit(one, WEIGHTS[:4000], [Hint(Elements(4, is_float=True), None)])
+    submit(one, WEIGHTS[:4000], Hint(Elements(4, is_float=True), None))
     assert codecs_of(one, tmp_path) == {chunk_id(WEIGHTS[:4000]): Codec.PLANES}
