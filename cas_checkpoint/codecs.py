@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from enum import IntEnum
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import zstandard
@@ -60,7 +61,8 @@ _SHAPE_WIDTH, _SHAPE_FLOAT, _SHAPE_ORDERED = 0b11, 0b100, 0b1000
 _PART: Final = struct.Struct("<BI")  # coding and size of a part of a payload
 _COUNT: Final = struct.Struct("<I")
 _WINDOW_LOG = 17  # of frames without matches
-_STATISTICS_SIZE = 16 * 2**10  # of a plane, looked at to choose its coding
+_STATISTICS_SIZE = 4 * 2**10  # of a plane, looked at to choose its coding
+_ESTIMATED_SIZE = 16 * 2**10  # of a chunk, looked at to tell what its planes would take
 _INCOMPRESSIBLE = 7.9  # bits a byte
 _MATCHED = 0.995  # of a plane; if one value is more frequent, matches are looked for
 _PACKED_IN_TWO, _PACKED_IN_FOUR = (
@@ -150,9 +152,8 @@ class Encoder:
         left = sum(size for _, size in samples)
         if not self._planes or left < _STRUCTURED * _SAMPLE_SIZE * len(samples) or not left:
             return 0
-        data = b"".join(sample for sample, _ in samples)
-        bound = _PLANES_GAIN * min(left, _entropy(np.frombuffer(data, np.uint8)) * len(data) / 8)
-        sizes = {width: _planes_size(split(as_elements(memoryview(data), width))) for width in (2, 4, 8)}
+        sizes = _sizes_by_width(np.frombuffer(b"".join(sample for sample, _ in samples), np.uint8))
+        bound = _PLANES_GAIN * min(left, sizes.pop(1))
         enough = min(bound, _NARROWER * min(sizes.values()))  # wider elements only seem to gain a little, always
         return next((width for width, size in sizes.items() if size < enough), 0)
 
@@ -255,8 +256,8 @@ class Encoder:
 
 def _middle(view: memoryview, width: int) -> memoryview:
     """Return a sample from the middle of a chunk, which begins with an element."""
-    start = max(0, len(view) - _STATISTICS_SIZE) // 2 // width * width
-    return view[start : start + _STATISTICS_SIZE]
+    start = max(0, len(view) - _ESTIMATED_SIZE) // 2 // width * width
+    return view[start : start + _ESTIMATED_SIZE]
 
 
 def _counts(plane: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -266,19 +267,32 @@ def _counts(plane: NDArray[np.uint8]) -> NDArray[np.int64]:
 def _bits(counts: NDArray[np.int64]) -> float:
     """Return the entropy of bytes that were counted, in bits a byte."""
     total = int(counts.sum())
-    if not total:
-        return 0.0
-    seen = counts[counts > 0]
-    return float(np.log2(total) - (seen * np.log2(seen)).sum() / total)
+    return _size(counts) * 8 / total if total else 0.0
 
 
-def _entropy(plane: NDArray[np.uint8]) -> float:
-    return _bits(_counts(plane))
+def _size(counts: NDArray[np.int64]) -> float:
+    """Return the bytes that an entropy coder needs for bytes that were counted in rows, each with a code of its own."""
+    table = _logarithms()
+    return float(table[counts.sum(axis=-1)].sum() - table[counts].sum()) / 8
+
+
+@cache
+def _logarithms() -> NDArray[np.float64]:
+    """Return n log2 n for each n up to more than the bytes of any sample."""
+    numbers = np.arange(2 * _ESTIMATED_SIZE, dtype=np.float64)
+    return numbers * np.log2(np.maximum(numbers, 1))
+
+
+def _sizes_by_width(data: NDArray[np.uint8]) -> dict[int, float]:
+    """Return the bytes that planes of elements of 1, 2, 4 and 8 bytes would take; of data of a multiple of 8 bytes."""
+    places = np.arange(0, 8 * 256, 256, dtype=np.uint16)
+    counts = np.bincount((data.reshape(-1, 8) + places).reshape(-1), minlength=8 * 256).reshape(8, 256)
+    return {width: _size(counts.reshape(-1, width, 256).sum(axis=0)) for width in (1, 2, 4, 8)}
 
 
 def _planes_size(planes: list[NDArray[np.uint8]]) -> float:
     """Return about how many bytes planes take."""
-    return sum(_entropy(plane) * len(plane) / 8 for plane in planes)
+    return sum(_size(_counts(plane)) for plane in planes)
 
 
 class Decoder:
