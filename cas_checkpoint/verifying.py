@@ -212,6 +212,7 @@ class Verification:
         self._kept: set[PackId] = set()  # packs that these need
         self._bad: set[tuple[PackId, ChunkId]] = set()
         self._needing: dict[PackId, tuple[str, ...]] = {}
+        self._records: list[tuple[PackId, frozenset[PackId]]] = []  # of moves: what each says
         self._bases = KnownBases(backend, ())
         self._copies: dict[
             ChunkId, frozenset[tuple[PackId, ChunkId | None]]
@@ -436,9 +437,10 @@ class Verification:
 
     def _read_moves(self) -> None:
         moves: dict[PackId, frozenset[PackId]] = {}
-        self._needing.clear()
+        self._records = []
         for key, found in self._each(self._read_move, list_moves(self._backend)):
             if isinstance(found, frozenset):
+                self._records.append((key.pack, found))
                 moves[key.pack] = moves.get(key.pack, frozenset()) | found
             elif not any(problem.key == str(key) for problem in self.problems):
                 self._problem(str(key), found, self.needing(key.pack))
@@ -455,18 +457,28 @@ class Verification:
 
     def _tell_missing(self) -> None:
         """Tell of needed packs that are gone, though neither moved nor of snapshots that were forgotten meanwhile."""
-        siblings: dict[PackId, list[frozenset[PackId]]] = {}
-        for targets in self.moves.values():
-            for target in targets:
-                siblings.setdefault(target, []).append(targets)
-        named = self._named()
-        for pack in sorted(self.missing & self.needed()):
-            # a collection that was overtaken by another may leave a move to a pack that is gone
-            is_replaced = pack not in named and all(self.footers.keys() & group for group in siblings.get(pack, ()))
-            if pack not in self.moves and not is_replaced:
-                users = [name for name in self.needing(pack) if self.is_there(str(self.committed[name].key))]
-                if users:
-                    self._problem(pack_key(pack), "is missing", users)
+        gone = self._gone_for_good()
+        moves = {pack: targets & gone for pack, targets in self.moves.items() if pack in gone}
+        sources = reverse(moves)
+        for pack in sorted(closure(self._named() & gone, moves) - moves.keys()):
+            needing = closure([pack], sources)
+            users = [name for name, found in self.committed.items() if found.packs & needing]
+            users = [name for name in users if self.is_there(str(self.committed[name].key))]
+            if users:
+                self._problem(pack_key(pack), "is missing", users)
+
+    def _gone_for_good(self) -> set[PackId]:
+        """Return the missing packs whose place nothing takes: in each record of a move of theirs, something is gone.
+
+        A collection that was overtaken by another may leave a record that names a pack which is gone; another record
+        then names all that is needed.
+        """
+        gone = set(self.missing)
+        while True:
+            found = {pack for pack, targets in self._records if pack in gone and gone.isdisjoint(targets)}
+            if not found:
+                return gone
+            gone -= found
 
     def is_there(self, key: str) -> bool:
         """Tell whether there is an object with that key."""

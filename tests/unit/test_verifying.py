@@ -508,6 +508,34 @@ def test_a_move_that_lacks_chunks_loses_files(store):
     assert [problem.snapshots for problem in report.problems] == [(snapshot.id,)]
 
 
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_what_an_overtaken_collection_left_is_no_loss(store, depth):
+    """Its move names a pack that is gone; others say where all that is needed went, by however many steps."""
+    (ref,) = store.save({"a": noise(200_000)}).reader().manifest().packs
+    backend = store._backend
+    put_move(backend, ref.pack, [PackId(b"gone" * 4)])
+    assert store.verify(depth=depth).problems == ()  # the pack itself is there
+    steps = [ref.pack]
+    for _ in range(3):
+        steps.append(copied(backend, steps[-1]))
+        put_move(backend, steps[-2], [steps[-1]])
+        backend.delete(pack_key(steps[-2]))
+        assert store.verify(depth=depth).problems == ()
+    backend.delete(pack_key(steps[-1]))
+    missing = {problem.key for problem in store.verify(depth="structure").problems}
+    assert missing == {pack_key(PackId(b"gone" * 4)), pack_key(steps[-1])}
+
+
+def test_a_move_of_which_one_pack_is_gone_is_a_loss_already_in_the_structure(store):
+    snapshot = store.save({"a": noise(200_000)})
+    (ref,) = snapshot.reader().manifest().packs
+    lost = PackId(b"gone" * 4)
+    put_move(store._backend, ref.pack, [copied(store._backend, ref.pack), lost])
+    store._backend.delete(pack_key(ref.pack))
+    problems = store.verify(depth="structure").problems
+    assert [(problem.key, problem.snapshots) for problem in problems] == [(pack_key(lost), (snapshot.id,))]
+
+
 def test_moves_of_packs_that_nobody_needs_are_garbage(store):
     put_move(store._backend, PackId(b"p" * 16), [])
     (key,) = list_moves(store._backend)
