@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from cas_checkpoint.dtypes import array_type, item_size, raw_type
 from cas_checkpoint.errors import EntryNotFound, InvalidArgument, InvalidArgumentType
 from cas_checkpoint.filereader import SnapshotFile
-from cas_checkpoint.ids import Buffer
+from cas_checkpoint.ids import Buffer, ChunkId
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.manifests import ChunkRef, Entry
 from cas_checkpoint.reading import Request, SnapshotReader
@@ -131,6 +131,18 @@ class TensorFile:
         """Return where a tensor lies; `name` must be one of the tensors' names."""
         return self._tensors[name]
 
+    def within(self, chunks: Collection[ChunkId]) -> tuple[str, ...]:
+        """Return the names of the tensors that begin, end or lie in any of these chunks of the file."""
+        pieces = [(piece.at, piece.at + piece.size) for piece in self.file.pieces_of(chunks)]
+        ends = [end for _, end in pieces]
+        names = []
+        for tensor in self.layout.tensors:
+            first, last = (tensor.offset + place * item_size(tensor.dtype) for place in span(tensor))
+            number = bisect_right(ends, first)
+            if all(tensor.shape) and number < len(pieces) and pieces[number][0] < last:
+                names.append(tensor.name)
+        return tuple(names)
+
     def read(self, name: str, rows: tuple[int, int] | None, out: NDArray[Any]) -> None:
         """Fill an array; see `TensorSource.read`."""
         tensor = self._tensors[name]
@@ -195,6 +207,11 @@ class FileRanges(SnapshotFile):
         That is the id of a chunk, empty for a hole, and a place in the chunk.
         """
         return (self._refs[piece.number].chunk, piece.skip + at - piece.at) if piece.number >= 0 else (b"", 0)
+
+    def pieces_of(self, chunks: Collection[ChunkId]) -> Iterator[Piece]:
+        """Yield the pieces of the file that are any of these chunks, in order."""
+        pieces = self.pieces(0, self._size)
+        yield from (piece for piece in pieces if piece.number >= 0 and self._refs[piece.number].chunk in chunks)
 
     def pieces(self, offset: int, size: int) -> Iterator[Piece]:
         """Yield what a range consists of, in order."""

@@ -44,6 +44,7 @@ from cas_checkpoint.packs import PREFIX_SIZE, Footer
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.records import Kind, check_head
 from cas_checkpoint.sampling import Sample
+from cas_checkpoint.tensorfiles import TensorFile
 from cas_checkpoint.transactions import list_moves, read_commit, read_header, read_moves
 
 __all__ = [
@@ -70,10 +71,18 @@ Result = TypeVar("Result")
 
 
 class AffectedPath(NamedTuple):
-    """A file that cannot be restored: the id of its snapshot, and its path."""
+    """A file that cannot be restored.
+
+    Attributes:
+        snapshot: the id of its snapshot.
+        path: its path; empty for the list of entries.
+        tensors: names of the tensors in it that are affected, if it is a container of tensors and says where these lie.
+            The others can be read with `Snapshot.read_tensor`.
+    """
 
     snapshot: str
     path: str
+    tensors: tuple[str, ...] = ()
 
 
 class Problem(NamedTuple):
@@ -609,9 +618,11 @@ class Verification:
                 self._judge(name, result, packs)
 
     def _doubts(self, key: CommitKey, packs: frozenset[PackId], bad: frozenset[ChunkId]) -> list[Doubt]:
+        return list(doubts(self._reader(key), self._index(packs), bad))
+
+    def _reader(self, key: CommitKey) -> SnapshotReader:
         record = read_commit(self._backend, key, self._header.store)
-        reader = SnapshotReader(self._backend, record, footers=self.footers)
-        return list(doubts(reader, self._index(packs), bad))
+        return SnapshotReader(self._backend, record, footers=self.footers)
 
     def _index(self, packs: frozenset[PackId]) -> ChunkIndex:
         """Return the index of all packs of these that are there; of the last ones asked for it is kept."""
@@ -662,11 +673,11 @@ class Verification:
         self.find_holders(chunk for doubt in result for chunk in doubt.chunks)
         for path, chunks, fault in result:
             missing = frozenset(chunk for chunk in chunks if not self.holders(chunk, packs))
-            lost = [chunk for chunk in missing if not self.holders(chunk)]
+            lost = sorted(chunk for chunk in missing if not self.holders(chunk))
             if fault:
                 self._tell_lost(name, path, fault)
             elif lost:
-                self._tell_lost(name, path, self._reason_of_loss(lost[0]))
+                self._tell_lost(name, path, self._reason_of_loss(lost[0]), self._tensors(name, path, lost))
             elif missing:
                 self.strays.append(Stray(name, path, missing))
                 self._tell_file(
@@ -683,8 +694,18 @@ class Verification:
         is_bad = any(chunk == bad for _, bad in self._bad)
         return f"the chunk {chunk.hex()} {'is damaged' if is_bad else 'is in none of the packs'}"
 
-    def _tell_lost(self, name: str, path: str, reason: str) -> None:
-        self.lost.append(AffectedPath(name, path))
+    def _tensors(self, name: str, path: str, chunks: Collection[ChunkId]) -> tuple[str, ...]:
+        """Return the names of the tensors in a file of a snapshot that need any of the chunks, if they are known."""
+        try:
+            reader = self._reader(self.committed[name].key)
+            entry = next((entry for entry in reader.entries() if entry.name == path and entry.content), None)
+            file = None if entry is None else TensorFile.open(reader, entry)
+            return () if file is None else file.within(chunks)
+        except CasCheckpointError:
+            return ()
+
+    def _tell_lost(self, name: str, path: str, reason: str, tensors: tuple[str, ...] = ()) -> None:
+        self.lost.append(AffectedPath(name, path, tensors))
         self._tell_file(name, path, reason)
 
     def _tell_file(self, name: str, path: str, reason: str) -> None:

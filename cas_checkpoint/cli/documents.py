@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cas_checkpoint import (
+        AffectedPath,
         ChangedPath,
         ChangedTensor,
         CollectReport,
@@ -36,6 +37,7 @@ __all__ = [
     "info_document",
     "notices_document",
     "path_fields",
+    "paths_document",
     "restore_document",
     "snapshot_document",
     "tensor_document",
@@ -129,9 +131,17 @@ def verify_document(report: VerifyReport) -> Document:
             {"key": item.key, "message": clean(item.message), "snapshots": list(item.snapshots)}
             for item in report.problems
         ],
-        "lost": [{"snapshot": item.snapshot, **path_fields("path", item.path)} for item in report.lost],
+        "lost": paths_document(report.lost),
         **counts,
     }
+
+
+def paths_document(paths: Iterable[AffectedPath]) -> list[Document]:
+    """Return files that are affected, with the tensors in them."""
+    return [
+        {"snapshot": item.snapshot, **path_fields("path", item.path), "tensors": list(map(clean, item.tensors))}
+        for item in paths
+    ]
 
 
 def collect_document(report: CollectReport) -> Document:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 import cas_checkpoint
-from cas_checkpoint.cli.documents import Document, path_fields
+from cas_checkpoint.cli.documents import Document, paths_document
 from cas_checkpoint.cli.output import Terminal
 from cas_checkpoint.cli.progress import watch
 from cas_checkpoint.cli.text import clean, counted
@@ -18,7 +18,7 @@ from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cas_checkpoint import AffectedPath, Problem
+    from cas_checkpoint import Problem
     from cas_checkpoint.repairing import RepairReport
 
 __all__ = ["repair_command"]
@@ -66,8 +66,8 @@ def _document(report: RepairReport) -> Document:
         **report._asdict(),
         "problems": _problems(report.problems),
         "left": _problems(report.left),
-        "lost": _paths(report.lost),
-        "healed": _paths(report.healed),
+        "lost": paths_document(report.lost),
+        "healed": paths_document(report.healed),
         "corrected": list(report.corrected),
         "quarantined": list(report.quarantined),
     }
@@ -75,10 +75,6 @@ def _document(report: RepairReport) -> Document:
 
 def _problems(problems: Iterable[Problem]) -> list[Document]:
     return [{"key": key, "message": clean(message), "snapshots": list(users)} for key, message, users in problems]
-
-
-def _paths(paths: Iterable[AffectedPath]) -> list[Document]:
-    return [{"snapshot": snapshot, **path_fields("path", path)} for snapshot, path in paths]
 
 
 def _tell(terminal: Terminal, report: RepairReport) -> None:

@@ -14,7 +14,7 @@ from cas_checkpoint.cli.text import counted, size_text
 from cas_checkpoint.cli.verbs import DAMAGED, Verb, verb, workers_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cas_checkpoint import AffectedPath, Problem, VerifyReport
     from cas_checkpoint.verifying import Depth
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["verify_command", "write_findings", "write_paths"]
 
 _DEFAULT_SAMPLE = 0.05
+_SHOWN_TENSORS = 3  # of a file; JSON has all
 
 
 @click.command("verify", cls=Verb, short_help="Check that every snapshot can be restored.")
@@ -85,8 +86,15 @@ def write_findings(terminal: Terminal, problems: Iterable[Problem], lost: Iterab
 
 def write_paths(terminal: Terminal, what: str, paths: Iterable[AffectedPath]) -> None:
     """Write what became of files, a line for each."""
-    for snapshot, path in paths:
-        terminal.line(f"{what:7}  {snapshot}  {path or '(its list of files)'}")
+    for snapshot, path, tensors in paths:
+        terminal.line(f"{what:7}  {snapshot}  {path or '(its list of files)'}{_tensors_text(tensors)}")
+
+
+def _tensors_text(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN_TENSORS} more" if len(names) > _SHOWN_TENSORS else ""
+    return f"  (tensors: {', '.join(names[:_SHOWN_TENSORS])}{more})"
 
 
 def _tell(terminal: Terminal, report: VerifyReport) -> None:

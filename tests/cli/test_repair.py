@@ -51,7 +51,7 @@ def test_document(repair, saved, damage):
     damage()
     document = json.loads(repair("--json", "--quiet").stdout)
     assert not document["ok"]
-    assert document["lost"] == [{"snapshot": saved.id, "path": "sub/b.bin"}]
+    assert document["lost"] == [{"snapshot": saved.id, "path": "sub/b.bin", "tensors": []}]
     assert [problem["snapshots"] for problem in document["problems"]] == [[saved.id]]
     assert (document["left"], document["healed"], document["dry_run"]) == ([], [], False)
     assert [key.partition("/")[0] for key in document["quarantined"]] == ["packs"]

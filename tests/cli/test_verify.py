@@ -1,6 +1,12 @@
 import json
 
+import numpy as np
 import pytest
+from containers import safetensors
+
+from cas_checkpoint import Store
+from cas_checkpoint.footers import read_footer
+from cas_checkpoint.ids import PackId
 
 
 def test_all_is_well(cli, saved):
@@ -35,7 +41,25 @@ def test_document(cli, saved, damage):
     document = json.loads(cli("verify", "--json", "--quiet").stdout)
     assert not document["ok"]
     assert [problem["snapshots"] for problem in document["problems"]] == [[saved.id]]
-    assert document["lost"] == [{"snapshot": saved.id, "path": "sub/b.bin"}]
+    assert document["lost"] == [{"snapshot": saved.id, "path": "sub/b.bin", "tensors": []}]
+
+
+def test_tensors_of_a_lost_file_are_named(cli, place):
+    arrays = {f"layer.{number}": np.random.default_rng(number).normal(size=(128, 128)) for number in range(5)}
+    store = Store.open(place, create=True)
+    store.save({"model.safetensors": safetensors(arrays)})
+    (pack,) = (place / "packs").iterdir()
+    data = bytearray(pack.read_bytes())
+    footer = read_footer(store._backend, PackId(bytes.fromhex(pack.name)))
+    for offset, size in zip(footer.offsets.tolist(), footer.plain_sizes.tolist(), strict=True):
+        if size == 128 * 128 * 8:
+            data[offset + 1000] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(data)
+    names = sorted(arrays)
+    (lost,) = [line for line in cli("verify").stdout.splitlines() if line.startswith("lost")]
+    assert lost.endswith(f"  model.safetensors  (tensors: {', '.join(names[:3])} and 2 more)")
+    assert json.loads(cli("verify", "--json").stdout)["lost"][0]["tensors"] == names
 
 
 @pytest.mark.parametrize("kind", ["packs", "manifests"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from cas_checkpoint import Store
 from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.codecs import Codec
 from cas_checkpoint.commits import pack_key
-from cas_checkpoint.errors import InvalidArgument
+from cas_checkpoint.errors import DamagedObject, InvalidArgument
 from cas_checkpoint.footers import read_footer
 from cas_checkpoint.headers import HEADER_KEY, Header
 from cas_checkpoint.ids import StoreId
+from cas_checkpoint.tensorfiles import TensorFile
 from cas_checkpoint.transactions import list_packs
+from cas_checkpoint.verifying import AffectedPath
 
 MIB = 2**20
 
@@ -96,6 +99,59 @@ def test_what_is_needed_by_a_delta_outlives_its_own_snapshot(store, tmp_path):
     store.forget([two.id])
     store.collect()
     assert not list(list_packs(store._backend))
+
+
+def damage(store, chunk):
+    """Flip a bit of a chunk, wherever it is."""
+    for pack in list_packs(store._backend):
+        footer = read_footer(store._backend, pack)
+        for row in [number for number, name in enumerate(footer.ids) if bytes(name) == chunk]:
+            path = Path(store.url, pack_key(pack))
+            data = bytearray(path.read_bytes())
+            data[int(footer.offsets[row]) + int(footer.stored_sizes[row]) // 2] ^= 1
+            path.write_bytes(data)
+
+
+def chunk_of(snapshot, name, row):
+    """Return the id of the chunk that holds a row of a tensor."""
+    reader = snapshot.reader()
+    opened = TensorFile.open(reader, next(reader.entries()))
+    tensor = opened.tensor(name)
+    (piece,) = opened.file.pieces(tensor.offset + row * tensor.strides[0] * 4, 4)
+    return opened.file.identity(piece, piece.at)[0]
+
+
+def test_a_damaged_base_tells_which_tensors_are_affected_and_the_others_can_be_read(store):
+    first = weights(1)
+    second = moved(first, 2)
+    one, two = save(store, safetensors(first)), save(store, safetensors(second))
+    damage(store, chunk_of(one, "b.weight", 1000))
+    lost = {AffectedPath(each.id, "model.safetensors", ("b.weight",)) for each in (one, two)}
+    assert set(store.verify().lost) == lost
+    assert np.array_equal(two.read_tensor("model.safetensors", "a.weight"), second["a.weight"])
+    assert np.array_equal(two.read_tensor("model.safetensors", "b.weight", stop=500), second["b.weight"][:500])
+    with pytest.raises(DamagedObject):
+        two.read_tensor("model.safetensors", "b.weight")
+    assert set(store.repair().lost) == lost
+
+
+def test_where_tensors_lie_may_be_lost_itself(store):
+    one = save(store, safetensors(weights(1)))
+    damage(store, next(iter(one.reader().refs(next(one.reader().entries()).content))).chunk)
+    assert store.verify().lost == (AffectedPath(one.id, "model.safetensors"),)
+
+
+def test_tensors_are_affected_by_any_chunk_that_they_touch(store):
+    shapes = {"a": (1000, 300), "none": (0, 5), "small": (30,), "z": (9, 9)}
+    arrays = {name: np.random.default_rng(1).normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    reader = save(store, safetensors(arrays)).reader()
+    opened = TensorFile.open(reader, next(reader.entries()))
+    refs = list(reader.refs(next(reader.entries()).content))
+    assert opened.within([]) == ()
+    assert opened.within([ref.chunk for ref in refs]) == ("a", "small", "z")
+    assert opened.within([refs[0].chunk]) == ()  # the header alone
+    assert opened.within([refs[1].chunk]) == ("a",)
+    assert opened.within([refs[-1].chunk]) == ("small", "z")
 
 
 def test_what_is_saved_again_needs_the_base_too(store, tmp_path):

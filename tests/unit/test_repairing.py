@@ -230,7 +230,7 @@ def test_a_pack_that_was_cut_short(store, snapshot, pack):
     path = path_of(store, pack)
     path.write_bytes(path.read_bytes()[: 250 * KIB])
     report = store.repair()
-    assert {path for _, path in report.lost} >= {"b"} or report.lost == paths((snapshot, ""))
+    assert {item.path for item in report.lost} >= {"b"} or report.lost == paths((snapshot, ""))
     assert report.chunks_copied > 0
 
 
@@ -604,7 +604,7 @@ def test_a_repair_stopped_anywhere_costs_nothing_and_the_next_one_ends_it(store,
             opened.collect()
         report = opened.repair()
         assert report.left == (), steps
-        assert {path for _, path in opened.verify().lost} == {"c"}, steps
+        assert {item.path for item in opened.verify().lost} == {"c"}, steps
         opened.collect()
         assert list_marks(opened._backend).open == (), steps
         assert restored(opened, damaged, {"a": FILES["a"], "b": FILES["b"]}), steps
