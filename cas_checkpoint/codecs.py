@@ -1,6 +1,6 @@
 """Chunk ↔ blob. A blob says how it was made: one codec byte, then that codec's payload (SPEC.md, "Blobs").
 
-Encoders and decoders hold a zstd context each and belong to one thread at a time.
+Encoders and decoders hold a zstd context and memory each, and belong to one thread at a time.
 The only importer of `zstandard`.
 """
 
@@ -20,6 +20,7 @@ from cas_checkpoint.ids import Buffer
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.planes import (
     as_elements,
+    blocks,
     differences,
     exponents,
     grouped,
@@ -34,6 +35,8 @@ from cas_checkpoint.planes import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -97,6 +100,26 @@ class _Coding(IntEnum):
 _BITS: Final = {_Coding.TWO_BITS: 2, _Coding.FOUR_BITS: 4}
 
 
+class _Memory:
+    """Memory for arrays that is used again, so that its pages are touched once."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, NDArray[np.uint8]] = {}
+
+    def elements(self, number: int, count: int, width: int) -> NDArray[np.unsignedinteger]:
+        """Return so many elements of so many bytes; what was returned for the same number before is invalid then."""
+        size = count * width
+        part = self._parts.get(number)
+        if part is None or len(part) < size:
+            part = self._parts[number] = np.empty(size, np.uint8)
+        return part[:size].view(f"<u{width}")
+
+    def planes(self, count: int, width: int) -> list[NDArray[np.uint8]]:
+        """Return planes for so many elements, likewise with number 0."""
+        memory = self.elements(0, count, width).view(np.uint8)
+        return [memory[number * count : (number + 1) * count] for number in range(width)]
+
+
 class Encoder:
     """Turns chunks into blobs."""
 
@@ -109,6 +132,7 @@ class Encoder:
         """
         self._zstd = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
         self._planes = planes
+        self._memory = _Memory()
         self._statistical: zstandard.ZstdCompressor | None = None
 
     def encode(self, chunk: Buffer, elements: Elements | None = None) -> tuple[Codec, Buffer]:
@@ -168,8 +192,10 @@ class Encoder:
         width, is_float = elements
         view = memoryview(chunk)
         values = as_elements(view, width)
-        shape = width.bit_length() - 1 | (_SHAPE_FLOAT if is_float else 0)
-        return self._payload(shape, split(rotated(values) if is_float else values), view)
+        planes = self._memory.planes(len(values), width)
+        for at in blocks(values):
+            split(rotated(values[at]) if is_float else values[at], [plane[at] for plane in planes])
+        return self._payload(width.bit_length() - 1 | (_SHAPE_FLOAT if is_float else 0), planes, view)
 
     def encode_delta(
         self, chunk: Buffer, base: Buffer, elements: Elements, *, ordered: bool, limit: int
@@ -192,16 +218,18 @@ class Encoder:
         if _planes_size(sampled) * size > _UNSURE * limit * len(sampled[0]) * width:
             return None
         lower = as_elements(memoryview(base), width)
-        found = differences(as_elements(view, width), lower, is_float=is_float)
+        count, planes = len(lower), self._memory.planes(len(lower), width)
+        found = self._memory.elements(1, count, width)
+        differences(as_elements(view, width), lower, is_float=is_float, out=found)
         shape = width.bit_length() - 1 | (_SHAPE_FLOAT if is_float else 0)
-        payload = self._payload(shape, split(found), view)
+        payload = self._payload(shape, split(found, planes), view)
         if ordered:
-            found = grouped(found, exponents(lower, is_float=is_float))
-            other = self._payload(shape | _SHAPE_ORDERED, split(found), view)
+            found = grouped(found, exponents(lower, is_float=is_float), self._memory.elements(2, count, width))
+            other = self._payload(shape | _SHAPE_ORDERED, split(found, planes), view)
             payload = other if len(other) < _ORDER_GAIN * len(payload) else payload
         return payload if len(payload) < limit else None
 
-    def _payload(self, shape: int, planes: list[NDArray[np.uint8]], view: memoryview) -> bytes:
+    def _payload(self, shape: int, planes: Sequence[NDArray[np.uint8]], view: memoryview) -> bytes:
         parts: list[Buffer] = [bytes((shape,))]
         for plane in planes:
             coding, data = self._plane(plane)
@@ -290,7 +318,7 @@ def _sizes_by_width(data: NDArray[np.uint8]) -> dict[int, float]:
     return {width: _size(counts.reshape(-1, width, 256).sum(axis=0)) for width in (1, 2, 4, 8)}
 
 
-def _planes_size(planes: list[NDArray[np.uint8]]) -> float:
+def _planes_size(planes: Sequence[NDArray[np.uint8]]) -> float:
     """Return about how many bytes planes take."""
     return sum(_size(_counts(plane)) for plane in planes)
 
@@ -301,9 +329,12 @@ class Decoder:
     def __init__(self) -> None:
         """Make a decoder."""
         self._zstd = zstandard.ZstdDecompressor()
+        self._memory = _Memory()
 
     def decode(self, blob: Buffer, plain_size: int, base: Buffer | None = None) -> Buffer:
-        """Return the `plain_size` bytes that `blob` was made of (for a raw blob a view of it, not a copy).
+        """Return the `plain_size` bytes that `blob` was made of.
+
+        They are there until the next call, whose bytes go to the same memory; for a raw blob they are a view of it.
 
         Args:
             blob: codec and payload.
@@ -343,7 +374,7 @@ class Decoder:
 
     def _planes(self, payload: memoryview, plain_size: int) -> Buffer:
         shape, planes, rest = self._parts(payload, plain_size, _SHAPE_FLOAT)
-        values = join(planes)
+        values = join(planes, self._memory.elements(0, len(planes[0]), len(planes)))
         return _bytes(rotated_back(values) if shape & _SHAPE_FLOAT else values, rest)
 
     def _delta(self, payload: memoryview, plain_size: int, base: Buffer | None) -> Buffer:
@@ -351,9 +382,11 @@ class Decoder:
             raise DamagedObject(f"a delta of {plain_size} bytes without a base of that size")
         shape, planes, rest = self._parts(payload, plain_size, _SHAPE_FLOAT | _SHAPE_ORDERED)
         is_float = bool(shape & _SHAPE_FLOAT)
-        found, lower = join(planes), as_elements(memoryview(base), len(planes))
+        lower, width = as_elements(memoryview(base), len(planes)), len(planes)
+        found = join(planes, self._memory.elements(0, len(lower), width))
         if shape & _SHAPE_ORDERED:
-            found = ungrouped(found, exponents(lower, is_float=is_float))
+            keys = exponents(lower, is_float=is_float)
+            found = ungrouped(found, keys, self._memory.elements(1, len(lower), width))
         return _bytes(sums(found, lower, is_float=is_float), rest)
 
     def _parts(

@@ -2,6 +2,7 @@
 
 Arrays of elements are of unsigned integers; planes are uint8, one for each byte of an element, the lowest first.
 Shifts and casts of whole arrays: numpy does these many times faster than it copies every second or fourth byte.
+It is done in blocks, and results go to memory of the caller's: fresh pages cost more than all the arithmetic.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_elements",
+    "blocks",
     "differences",
     "exponents",
     "grouped",
@@ -31,13 +33,20 @@ __all__ = [
     "unpacked",
 ]
 
-_SORTED_AT_ONCE = 2**16  # elements; numpy sorts many more at once three times as slowly
+_SORTED_AT_ONCE = 2**14  # elements; the order of more would be in memory that the system takes back each time
 _PAIRED = 4  # bits of a value, of which a byte holds two
+_BLOCK_SIZE = 2**18  # bytes; with what is made of it, it stays in a processor's cache
 
 
 def as_elements(data: memoryview, width: int) -> Elements:
     """Return the elements of so many bytes each that `data` begins with, without the bytes left over at its end."""
     return np.frombuffer(data, f"<u{width}", len(data) // width)
+
+
+def blocks(values: Elements) -> Iterator[slice]:
+    """Yield the parts of an array to work on one after another."""
+    count = _BLOCK_SIZE // values.itemsize
+    return (slice(start, start + count) for start in range(0, len(values), count))
 
 
 def rotated(values: Elements) -> Elements:
@@ -49,28 +58,36 @@ def rotated(values: Elements) -> Elements:
 
 def rotated_back(values: Elements) -> Elements:
     """Rotate each element right by one bit, in its own memory."""
-    sign = np.left_shift(values, 8 * values.itemsize - 1)
-    np.right_shift(values, 1, out=values)
-    np.bitwise_or(values, sign, out=values)
+    for at in blocks(values):
+        part = values[at]
+        sign = np.left_shift(part, 8 * part.itemsize - 1)
+        np.right_shift(part, 1, out=part)
+        np.bitwise_or(part, sign, out=part)
     return values
 
 
-def split(values: Elements) -> list[NDArray[np.uint8]]:
-    """Return the planes of the elements."""
-    planes = [values.astype(np.uint8)]
-    shifted = np.empty_like(values) if values.itemsize > 1 else values
-    for number in range(1, values.itemsize):
-        np.right_shift(values, 8 * number, out=shifted)
-        planes.append(shifted.astype(np.uint8))
+def split(values: Elements, out: Sequence[NDArray[np.uint8]] | None = None) -> Sequence[NDArray[np.uint8]]:
+    """Return the planes of the elements, in `out` if that is given."""
+    planes = out or [np.empty(len(values), np.uint8) for _ in range(values.itemsize)]
+    for at in blocks(values):
+        part = values[at]
+        planes[0][at] = part
+        shifted = np.empty_like(part)
+        for number in range(1, part.itemsize):
+            np.right_shift(part, 8 * number, out=shifted)
+            planes[number][at] = shifted
     return planes
 
 
-def join(planes: Sequence[NDArray[np.uint8]]) -> Elements:
-    """Return the elements of these planes, in memory of their own."""
-    values: Elements = planes[-1].astype(f"<u{len(planes)}")
-    for plane in reversed(planes[:-1]):
-        np.left_shift(values, 8, out=values)
-        np.bitwise_or(values, plane, out=values)
+def join(planes: Sequence[NDArray[np.uint8]], out: Elements | None = None) -> Elements:
+    """Return the elements of these planes, in memory of their own: that of `out` if it is given."""
+    values: Elements = np.empty(len(planes[0]), f"<u{len(planes)}") if out is None else out
+    for at in blocks(values):
+        part = values[at]
+        part[...] = planes[-1][at]
+        for plane in reversed(planes[:-1]):
+            np.left_shift(part, 8, out=part)
+            np.bitwise_or(part, plane[at], out=part)
     return values
 
 
@@ -100,25 +117,33 @@ def _unordered(values: Elements) -> Elements:
     return values
 
 
-def differences(values: Elements, base: Elements, *, is_float: bool) -> Elements:
-    """Return how far each element is from that of the base, small in both directions: zigzag, modulo 2 to the width."""
-    if is_float:
-        values, base = _ordered(values), _ordered(base)
-    found: Elements = np.subtract(values, base)
-    signs = np.right_shift(_signed(found), 8 * found.itemsize - 1).view(found.dtype)
-    np.left_shift(found, 1, out=found)
-    np.bitwise_xor(found, signs, out=found)
+def differences(values: Elements, base: Elements, *, is_float: bool, out: Elements | None = None) -> Elements:
+    """Return how far each element is from that of the base, small in both directions: zigzag, modulo 2 to the width.
+
+    They are in `out` if that is given.
+    """
+    found: Elements = np.empty_like(values) if out is None else out
+    for at in blocks(values):
+        part, one, other = found[at], values[at], base[at]
+        np.subtract(*((_ordered(one), _ordered(other)) if is_float else (one, other)), out=part)
+        signs = np.right_shift(_signed(part), 8 * part.itemsize - 1).view(part.dtype)
+        np.left_shift(part, 1, out=part)
+        np.bitwise_xor(part, signs, out=part)
     return found
 
 
 def sums(found: Elements, base: Elements, *, is_float: bool) -> Elements:
     """Undo `differences`, in the memory of `found`."""
-    signs = np.bitwise_and(found, found.dtype.type(1))
-    np.negative(_signed(signs), out=_signed(signs))
-    np.right_shift(found, 1, out=found)
-    np.bitwise_xor(found, signs, out=found)
-    np.add(found, _ordered(base) if is_float else base, out=found)
-    return _unordered(found) if is_float else found
+    for at in blocks(found):
+        part = found[at]
+        signs = np.bitwise_and(part, part.dtype.type(1))
+        np.negative(_signed(signs), out=_signed(signs))
+        np.right_shift(part, 1, out=part)
+        np.bitwise_xor(part, signs, out=part)
+        np.add(part, _ordered(base[at]) if is_float else base[at], out=part)
+        if is_float:
+            _unordered(part)
+    return found
 
 
 def exponents(base: Elements, *, is_float: bool) -> NDArray[np.uint8]:
@@ -127,25 +152,23 @@ def exponents(base: Elements, *, is_float: bool) -> NDArray[np.uint8]:
     return np.right_shift(base, bits - 1 if is_float and bits else bits).astype(np.uint8) if base.itemsize > 1 else base
 
 
-def grouped(values: Elements, keys: NDArray[np.uint8]) -> Elements:
-    """Return the values sorted by their keys; those with the same key stay in their order."""
-    found = np.empty_like(values)
+def grouped(values: Elements, keys: NDArray[np.uint8], out: Elements) -> Elements:
+    """Sort values by their keys into `out`; those with the same key stay in their order."""
     for start, order, places in _groups(keys):
         part = values[start : start + len(order)][order]
         for low, high, place in places:
-            found[place : place + high - low] = part[low:high]
-    return found
+            out[place : place + high - low] = part[low:high]
+    return out
 
 
-def ungrouped(values: Elements, keys: NDArray[np.uint8]) -> Elements:
-    """Undo `grouped`."""
-    found = np.empty_like(values)
+def ungrouped(values: Elements, keys: NDArray[np.uint8], out: Elements) -> Elements:
+    """Undo `grouped`, into `out`."""
     for start, order, places in _groups(keys):
         part = np.empty(len(order), values.dtype)
         for low, high, place in places:
             part[low:high] = values[place : place + high - low]
-        found[start : start + len(order)][order] = part
-    return found
+        out[start : start + len(order)][order] = part
+    return out
 
 
 def _groups(keys: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.intp], list[tuple[int, int, int]]]]:

@@ -167,9 +167,9 @@ def test_what_orders_is_the_highest_byte_of_the_rotated_base(width, is_float):
 def test_grouped_values_are_sorted_by_their_keys_and_go_back(width, count, different):
     values = as_elements(memoryview(noise(count * width)), width)
     keys = (np.frombuffer(noise(count, seed=1), np.uint8).astype(int) % different).astype(np.uint8)
-    found = grouped(values, keys)
+    found = grouped(values, keys, np.empty_like(values))
     assert found.tolist() == values[np.argsort(keys, kind="stable")].tolist()
-    assert ungrouped(found, keys).tolist() == values.tolist()
+    assert ungrouped(found, keys, np.empty_like(values)).tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("bits", [2, 4])
