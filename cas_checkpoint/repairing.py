@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from cas_checkpoint.backends import Backend
-from cas_checkpoint.commits import index_key, pack_key
+from cas_checkpoint.commits import index_key, manifest_key, pack_key
 from cas_checkpoint.copies import rows_of
 from cas_checkpoint.copying import PackCopier
 from cas_checkpoint.errors import CasCheckpointError, DamagedObject, ObjectNotFound, StorageError, UnsupportedStore
@@ -18,10 +18,11 @@ from cas_checkpoint.flips import unflipped
 from cas_checkpoint.footers import read_footer
 from cas_checkpoint.headers import HEADER_KEY, MAX_HEADER_SIZE, Header, check_features
 from cas_checkpoint.ids import ChunkId, PackId, TransactionId
+from cas_checkpoint.manifests import MAX_MANIFEST_SIZE
 from cas_checkpoint.marks import Mark, mark_key
 from cas_checkpoint.merging import put_index, refresh_indexes
 from cas_checkpoint.monitor import Monitor
-from cas_checkpoint.moves import MAX_MOVE_SIZE, MoveKey, closure, parse_move_key
+from cas_checkpoint.moves import MAX_MOVE_SIZE, closure, parse_move_key
 from cas_checkpoint.packs import MAX_PACK_SIZE, PACK_TAIL_SIZE, Footer, parse_footer, read_tail
 from cas_checkpoint.reading import MAX_REQUEST
 from cas_checkpoint.records import MAX_RECORD_SIZE
@@ -29,6 +30,7 @@ from cas_checkpoint.sampling import Sample
 from cas_checkpoint.transactions import (
     close_mark,
     condemned_packs,
+    list_commits,
     list_marks,
     list_packs,
     publish_mark,
@@ -188,6 +190,7 @@ class _Repair:
         self._finish_copies()
         spared = self._move(targets, [pack for pack in damaged if pack in targets])
         self._remove_moves(spared)
+        self._remove_manifests()
         indexed = self._rebuild_index(
             is_complete=found.damaged.isdisjoint(_packs(problem.key for problem in self._left))
         )
@@ -204,6 +207,7 @@ class _Repair:
     def _forecast(self, sources: dict[Stray, PackId | None]) -> RepairReport:
         found = self._found
         aside = [pack_key(pack) for pack in sorted(found.damaged)] + [str(key) for key in found.bad_moves]
+        aside += found.bad_manifests
         self._done.update(aside, (mark_key(number, closed=closed) for number, closed in found.bad_marks))
         self._done.update(index_key(name) for name in found.bad_indexes)
         self._done.update(pack_key(pack) for pack in sources.values() if pack is not None)
@@ -403,23 +407,36 @@ class _Repair:
         self._backend.delete(key)
         self._aside.append(key)
 
-    # --- moves and index ---
+    # --- manifests, moves and index ---
+
+    def _remove_manifests(self) -> None:
+        """Put damaged manifests aside that no commit vouches for: they keep collections from being made.
+
+        If a save is still about to commit one of them, then that snapshot was lost with its manifest already.
+        """
+        if not self._found.bad_manifests:
+            return
+        committed = {manifest_key(key.transaction) for key in list_commits(self._backend)}
+        for key in self._found.bad_manifests:
+            if key not in committed and self._found.is_bad_manifest(key):
+                self._remove_record(key, key.removeprefix("manifests/"), MAX_MANIFEST_SIZE)
 
     def _remove_moves(self, spared: set[PackId]) -> None:
         """Put damaged moves aside; others take their place, as far as there was anything that they could name."""
         for key in self._found.bad_moves:
             if key.pack not in spared:
-                self._remove_move(key)
+                self._remove_record(str(key), key.collection.hex(), MAX_MOVE_SIZE)
 
-    def _remove_move(self, key: MoveKey) -> None:
+    def _remove_record(self, key: str, name: str, max_size: int) -> None:
+        """Put a record aside, under a name."""
         try:
-            self._put_aside(str(key), key.collection.hex(), [self._backend.get(str(key), max_size=MAX_MOVE_SIZE)])
+            self._put_aside(key, name, [self._backend.get(key, max_size=max_size)])
         except ObjectNotFound:
             pass
         except (DamagedObject, StorageError) as error:
-            self._leave(str(key), f"cannot be put aside: {error}")
+            self._leave(key, f"cannot be put aside: {error}")
             return
-        self._done.add(str(key))
+        self._done.add(key)
 
     def _unindexed(self) -> list[Footer]:
         """Return the footers of needed packs that no index object lists. Others may be of saves that are under way."""

@@ -14,10 +14,11 @@ from cas_checkpoint.backends import Backend, LocalBackend, open_backend, probe_p
 from cas_checkpoint.checkedpacks import CheckedPacks
 from cas_checkpoint.codecs import DEFAULT_LEVEL
 from cas_checkpoint.collecting import CollectReport, Garbage, collect
-from cas_checkpoint.commits import MAX_MESSAGE_SIZE, MAX_PARTS, Commit, CommitKey, State, check_series
+from cas_checkpoint.commits import MAX_MESSAGE_SIZE, MAX_PARTS, Commit, CommitKey, State, check_series, parse_commit_key
 from cas_checkpoint.errors import (
     AmbiguousReference,
     CasCheckpointError,
+    DamagedObject,
     ForeignObject,
     InvalidArgument,
     InvalidArgumentType,
@@ -44,7 +45,15 @@ from cas_checkpoint.sampling import Sample
 from cas_checkpoint.saving import Delta, OnError, SaveOptions, Saver
 from cas_checkpoint.snapshots import PathArgument, Snapshot, entry_path
 from cas_checkpoint.sources import Source
-from cas_checkpoint.transactions import forget, list_commits, list_marks, random_id, read_commit, read_header
+from cas_checkpoint.transactions import (
+    forget,
+    forget_damaged,
+    list_commits,
+    list_marks,
+    random_id,
+    read_commit,
+    read_header,
+)
 from cas_checkpoint.verifying import Depth, VerifyReport, verify
 
 __all__ = ["Store", "StoreInfo"]
@@ -624,20 +633,39 @@ class Store:
         """Let snapshots not exist any more. What they alone needed stays in the store until it is collected.
 
         Args:
-            refs: one or more references, as for `snapshot`; all are looked up before anything is forgotten.
+            refs: one or more references, as for `snapshot`; all are looked up before anything is forgotten. A snapshot
+                whose commit is damaged must be named by its full id.
 
         Returns:
             The snapshots that were forgotten.
 
         Raises:
             SnapshotNotFound: there is no such snapshot; nothing was forgotten.
+            DamagedObject: a commit is damaged, and it was not named by its full id; nothing was forgotten.
         """
         check_features(self._header, "write")
         wanted = [refs] if isinstance(refs, (str, Snapshot)) else list(refs)
-        snapshots = list(dict.fromkeys(self.snapshot(ref) for ref in wanted))
-        for snapshot in snapshots:
-            forget(self._backend, snapshot.reader().key)
-        return snapshots
+        found = dict(self._forgettable(ref) for ref in wanted)
+        for snapshot, is_damaged in found.items():
+            key = snapshot.reader().key
+            if is_damaged:
+                forget_damaged(self._backend, key, self._header.store)
+            else:
+                forget(self._backend, key)
+        return list(found)
+
+    def _forgettable(self, ref: str | Snapshot) -> tuple[Snapshot, bool]:
+        """Return a snapshot that is to be forgotten, and whether its commit is damaged: then hardly more is known."""
+        try:
+            return self.snapshot(ref), False
+        except DamagedObject as error:
+            key = parse_commit_key(error.key)
+            if key is None:
+                raise
+            if key.transaction.hex() != ref:
+                reason = f"{error.reason}; to forget it, name its full id, {key.transaction.hex()}"
+                raise DamagedObject(reason, key=error.key) from error
+            return Snapshot(self._backend, Commit(State.ABORTED, self._header.store, key)), True
 
     def settle(self) -> None:
         """Wait for a collection that runs in the background; see `save`."""

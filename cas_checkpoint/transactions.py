@@ -43,6 +43,7 @@ __all__ = [
     "commit",
     "condemned_packs",
     "forget",
+    "forget_damaged",
     "list_commits",
     "list_marks",
     "list_moves",
@@ -132,6 +133,15 @@ def commit(backend: Backend, record: Commit) -> None:
 def forget(backend: Backend, key: CommitKey) -> None:
     """Let a snapshot not exist any more: its commit goes first, then its manifest."""
     backend.delete(str(key))
+    backend.delete(manifest_key(key.transaction))
+
+
+def forget_damaged(backend: Backend, key: CommitKey, store: StoreId) -> None:
+    """Let a snapshot not exist any more whose commit cannot be read; this is the only record that is ever replaced.
+
+    In its place comes that of an aborted transaction. For perhaps it was one, and who was given up must find it.
+    """
+    backend.put(str(key), [Commit(State.ABORTED, store, key).encode()])
     backend.delete(manifest_key(key.transaction))
 
 

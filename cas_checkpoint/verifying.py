@@ -183,6 +183,7 @@ class Verification:
         missing: packs that a manifest or a move names, and that are not there.
         moves: for each pack that was moved, where it went.
         told_files: commits under whose keys it was told that files are lost or strays.
+        bad_manifests: keys of manifests that are damaged, and of which no commit is there.
         bad_moves: moves that are damaged.
         bad_marks: marks that are damaged, with their numbers, and whether it is what closes one.
         bad_indexes: index objects that are damaged, or contradict a pack.
@@ -237,6 +238,7 @@ class Verification:
         self.missing: set[PackId] = set()
         self.moves: dict[PackId, frozenset[PackId]] = {}
         self.told_files: set[str] = set()
+        self.bad_manifests: list[str] = []
         self.bad_moves: list[MoveKey] = []
         self.bad_marks: list[tuple[int, bool]] = []
         self.bad_indexes: list[TransactionId] = []
@@ -338,9 +340,15 @@ class Verification:
         told = {problem.key for problem in self.problems}
         unfinished = (key for key, name in self._named_by_id("manifests/") if name.hex() not in self.committed)
         parts = (key for key in self._listed if parse_part_key(key))
-        self._check_records(
+        bad = self._check_records(
             (key for key in chain(unfinished, parts) if key not in told), MAX_MANIFEST_SIZE, self._read_manifest
         )
+        obscure = {manifest_key(TransactionId(bytes.fromhex(name))) for name in self._obscure}
+        self.bad_manifests = [key for key in bad if parse_part_key(key) is None and key not in obscure]
+
+    def is_bad_manifest(self, key: str) -> bool:
+        """Look at a manifest once more, and tell whether it is damaged."""
+        return isinstance(self._fault(key, MAX_MANIFEST_SIZE, self._read_manifest), DamagedStore)
 
     def _read_manifest(self, key: str, data: bytes) -> None:
         manifest = Manifest.decode(data)
@@ -356,23 +364,23 @@ class Verification:
 
     def _check_records(self, keys: Iterable[str], max_size: int, decode: Callable[[str, bytes], object]) -> list[str]:
         """Check records that no snapshot needs; return the keys of those that are damaged."""
-
-        def check(key: str) -> Exception | None:
-            try:
-                decode(key, self._backend.get(key, max_size=max_size))
-            except ObjectNotFound:
-                return None
-            except _UNREADABLE as error:
-                return error
-            return None
-
         bad = []
-        for key, error in self._each(check, sorted(keys)):
+        for key, error in self._each(lambda key: self._fault(key, max_size, decode), sorted(keys)):
             if error is not None:
                 self._problem(key, error)
             if isinstance(error, DamagedStore):
                 bad.append(key)
         return bad
+
+    def _fault(self, key: str, max_size: int, decode: Callable[[str, bytes], object]) -> Exception | None:
+        """Return what is wrong with a record, None if nothing is, or it is gone."""
+        try:
+            decode(key, self._backend.get(key, max_size=max_size))
+        except ObjectNotFound:
+            return None
+        except _UNREADABLE as error:
+            return error
+        return None
 
     # --- packs ---
 

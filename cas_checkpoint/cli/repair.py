@@ -94,3 +94,5 @@ def _tell(terminal: Terminal, report: RepairReport) -> None:
     terminal.message(f"{counted(len(report.problems), 'problem')} found: {', '.join(done)}")
     if not report.ok:
         terminal.message(f"{counted(len(report.left), 'problem')} left, {counted(len(report.lost), 'file')} lost")
+    if any(problem.key.startswith(("commits/", "manifests/")) for problem in report.left):
+        terminal.message("a snapshot whose commit or manifest is damaged is lost; 'forget' it by its full id")

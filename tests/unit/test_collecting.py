@@ -5,19 +5,37 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from cas_checkpoint import packing
 from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.commits import Commit, CommitKey, State, manifest_key, pack_key
-from cas_checkpoint.errors import DamagedStore, InvalidArgument, SnapshotNotFound, UnsupportedStore
+from cas_checkpoint.errors import (
+    DamagedObject,
+    DamagedStore,
+    InvalidArgument,
+    SaveAborted,
+    SnapshotNotFound,
+    UnsupportedStore,
+)
 from cas_checkpoint.ids import PackId, StoreId, TransactionId
 from cas_checkpoint.marks import Mark, mark_key
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.moves import closure
 from cas_checkpoint.store import Store
-from cas_checkpoint.transactions import abort, list_marks, list_moves, list_packs, put_move, read_moves
+from cas_checkpoint.transactions import (
+    abort,
+    commit,
+    list_commits,
+    list_marks,
+    list_moves,
+    list_packs,
+    put_move,
+    read_commit,
+    read_moves,
+)
 
 KIB = 2**10
 DAY = 86_400.0
@@ -129,6 +147,47 @@ def test_a_committed_record_as_small_as_an_aborted_one_counts(store, backend, mo
 
     monkeypatch.setattr(backend, "list", small)
     assert store.forget_older(1) == saved[1::-1]
+
+
+def spoil(store, key):
+    """Alter a byte of an object in more than one bit."""
+    path = Path(store.url, str(key))
+    path.write_bytes(path.read_bytes()[:-9] + bytes(9))
+
+
+def test_a_snapshot_whose_commit_is_damaged_is_forgotten_by_its_full_id(store):
+    lost, kept, other = (store.save(noise(300 * KIB)) for _ in range(3))
+    key = lost.reader().key
+    spoil(store, key)
+    for ref in ("default@1", lost.id[:12]):
+        with pytest.raises(DamagedObject, match=f"to forget it, name its full id, {lost.id}"):
+            store.forget([other, ref])
+    assert len(list(list_commits(store._backend))) == 3
+    forgotten = store.forget([other, lost.id])
+    assert [(each.id, each.series, each.sequence) for each in forgotten] == [
+        (other.id, "default", 3),
+        (lost.id, "default", 1),
+    ]
+    assert list(store.snapshots()) == [kept]
+    with pytest.raises(SnapshotNotFound):
+        store.snapshot(lost.id)
+    assert store.collect().packs_deleted == 2
+    assert store.verify().ok
+    with pytest.raises(SaveAborted):  # whoever comes to commit it yet
+        commit(store._backend, Commit(State.COMMITTED, store._header.store, key, manifest_size=1))
+
+
+def test_a_damaged_record_that_a_save_was_given_up_stays_one(store):
+    snapshot = store.save(noise(300 * KIB))
+    key = snapshot.reader().key
+    store._backend.delete(str(key))
+    assert abort(store._backend, key, store._header.store)
+    spoil(store, key)
+    with pytest.raises(DamagedObject, match=snapshot.id):
+        store.collect()
+    store.forget(snapshot.id)
+    assert read_commit(store._backend, key, store._header.store).state is State.ABORTED
+    assert store.collect().packs_deleted == 1
 
 
 def test_a_save_that_keeps_forgets_the_older_ones(store):

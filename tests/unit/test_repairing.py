@@ -10,10 +10,10 @@ import pytest
 
 from cas_checkpoint import packing, repairing
 from cas_checkpoint.backends import LocalBackend
-from cas_checkpoint.commits import index_key, pack_key
+from cas_checkpoint.commits import index_key, manifest_key, pack_key
 from cas_checkpoint.copies import rows_of
 from cas_checkpoint.copying import PackCopier
-from cas_checkpoint.errors import CasCheckpointError, StorageError
+from cas_checkpoint.errors import CasCheckpointError, DamagedObject, StorageError
 from cas_checkpoint.footers import read_footer, read_index_footers
 from cas_checkpoint.ids import PackId, TransactionId
 from cas_checkpoint.marks import Mark, mark_key
@@ -633,3 +633,68 @@ def test_a_pack_that_cannot_be_put_aside_stays(store, backend, snapshot, pack, m
     assert store.repair().left == ()
     assert pack not in list_packs(backend)
     assert closure([pack], moves_of(backend)) > {pack}
+
+
+# --- manifests ----------------------------------------------------------------------------------
+
+
+def test_a_damaged_manifest_of_no_snapshot_is_put_aside_and_stops_collections_no_more(store):
+    kept, lost = (store.save({"a": noise(300_000, seed)}) for seed in (1, 2))
+    store._backend.delete(str(lost.reader().key))
+    key = manifest_key(TransactionId(bytes.fromhex(lost.id)))
+    spoil(Path(store.url, key))
+    with pytest.raises(DamagedObject, match=lost.id):
+        store.collect()
+    forecast = store.repair(dry_run=True)
+    assert (forecast.quarantined, forecast.left) == ((key,), ())
+    report = store.repair()
+    assert (report.quarantined, report.left, report.ok) == ((key,), (), True)
+    assert aside(store._backend) == {f"quarantine/{lost.id}"}
+    assert store.collect().packs_deleted == 1
+    assert store.verify().ok
+    assert kept.read_bytes("a") == noise(300_000, 1)
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_damaged_manifest_of_a_snapshot_stays_until_that_is_forgotten(store, is_readable):
+    lost = store.save({"a": noise(300_000, 2)})
+    key = lost.reader().key
+    if not is_readable:
+        spoil(Path(store.url, str(key)))
+    spoil(Path(store.url, manifest_key(key.transaction)))
+    report = store.repair()
+    assert report.quarantined == ()
+    assert manifest_key(key.transaction) in {problem.key for problem in report.left}
+    store.forget(lost.id)
+    assert store.collect().packs_deleted == 1
+    assert store.verify().ok
+
+
+def test_a_manifest_that_is_committed_or_right_by_now_is_not_put_aside(store, monkeypatch):
+    snapshot = store.save({"a": noise(300_000, 2)})
+    key = snapshot.reader().key
+    commit, manifest = Path(store.url, str(key)), Path(store.url, manifest_key(key.transaction))
+    states = commit.read_bytes(), manifest.read_bytes()
+    for meanwhile in (commit, manifest):
+        commit.unlink()
+        spoil(manifest)
+        honest = repairing._Repair._remove_manifests
+
+        def remove_manifests(self, meanwhile=meanwhile, honest=honest):
+            meanwhile.write_bytes(states[meanwhile is manifest])
+            honest(self)
+
+        monkeypatch.setattr(repairing._Repair, "_remove_manifests", remove_manifests)
+        assert store.repair().quarantined == ()
+        monkeypatch.undo()
+        commit.write_bytes(states[0])
+        manifest.write_bytes(states[1])
+
+
+def test_a_damaged_manifest_of_a_part_stays(store):
+    store.save_part({"a": noise(300_000, 1)}, store.begin_parts(parts=2), part=0)
+    (key,) = (info.key for info in store._backend.list("parts/"))
+    spoil(Path(store.url, key))
+    report = store.repair()
+    assert report.quarantined == ()
+    assert [problem.key for problem in report.left] == [key]
