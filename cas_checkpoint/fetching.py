@@ -95,12 +95,13 @@ class Fetcher:
         self._spare: list[_Workspace] = []
 
     def fetch(
-        self, request: Request, failures: list[Failure], bases: Bases = _NO_BASES
+        self, request: Request, failures: list[Failure], bases: Bases = _NO_BASES, *, unchecked: bool = False
     ) -> Iterator[tuple[ChunkRow, Buffer]]:
         """Fetch the chunks of a request; yield each with its plain bytes, which are known to be right.
 
         The bytes are there until the next chunk is asked for, then their memory is used again. What is not to be had
-        is added to `failures`. What the chunks are deltas of must be in `bases`.
+        is added to `failures`. What the chunks are deltas of must be in `bases`. With `unchecked` the bytes are only
+        known to have the right size: for what is made of them will be checked.
         """
         try:
             workspace = self._spare.pop()
@@ -108,7 +109,7 @@ class Fetcher:
             workspace = _Workspace()
         try:
             for part in self._parts(request):
-                yield from self._fetch(part, workspace, failures, bases)
+                yield from self._fetch(part, workspace, failures, bases, unchecked=unchecked)
         finally:
             self._spare.append(workspace)
 
@@ -119,7 +120,7 @@ class Fetcher:
         return requests(((request.pack, row) for row in request.rows), _NEAR_REQUEST)
 
     def _fetch(
-        self, request: Request, workspace: _Workspace, failures: list[Failure], bases: Bases
+        self, request: Request, workspace: _Workspace, failures: list[Failure], bases: Bases, *, unchecked: bool
     ) -> Iterator[tuple[ChunkRow, Buffer]]:
         try:
             data = self._read(request, workspace)
@@ -131,9 +132,9 @@ class Fetcher:
                 failures.append(Failure(request.rows[0], again(error)))
                 return
             for part in requests(((request.pack, row) for row in request.rows), 0):
-                yield from self._fetch(part, workspace, failures, bases)
+                yield from self._fetch(part, workspace, failures, bases, unchecked=unchecked)
         else:
-            yield from self._decoded(request, data, workspace.decoder, failures, bases)
+            yield from self._decoded(request, data, workspace.decoder, failures, bases, unchecked=unchecked)
 
     def _read(self, request: Request, workspace: _Workspace) -> memoryview:
         """Return the bytes of a request."""
@@ -145,7 +146,14 @@ class Fetcher:
         return memory
 
     def _decoded(
-        self, request: Request, data: memoryview, decoder: Decoder, failures: list[Failure], bases: Bases
+        self,
+        request: Request,
+        data: memoryview,
+        decoder: Decoder,
+        failures: list[Failure],
+        bases: Bases,
+        *,
+        unchecked: bool,
     ) -> Iterator[tuple[ChunkRow, Buffer]]:
         last: bytes = b""
         plain: Buffer = b""
@@ -155,7 +163,9 @@ class Fetcher:
                 last, fault = row.chunk, None
                 blob = data[row.offset - request.offset :][: row.stored_size]
                 try:
-                    plain = _plain(blob, row, decoder, None if row.base is None else bases.get(row.base))
+                    base = None if row.base is None else bases.get(row.base)
+                    decode = _unchecked if unchecked else _plain
+                    plain = decode(blob, row, decoder, base)
                 except DamagedStore as error:
                     key = str(self._commit.key) if request.pack == self._own else pack_key(request.pack)
                     fault = DamagedObject(f"chunk {row.chunk.hex()}: {error}", key=key)
@@ -163,6 +173,11 @@ class Fetcher:
                 yield row, plain
             else:
                 failures.append(Failure(row, fault))
+
+
+def _unchecked(blob: memoryview, row: ChunkRow, decoder: Decoder, base: Buffer | None) -> Buffer:
+    """Return the plain bytes of a blob, which may be any of the row's size."""
+    return decoder.decode(blob, row.plain_size, base)
 
 
 def _plain(blob: memoryview, row: ChunkRow, decoder: Decoder, base: Buffer | None) -> Buffer:

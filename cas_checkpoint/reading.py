@@ -52,6 +52,7 @@ Lost = Callable[[int, DamagedStore], None]
 """Told of each chunk that is nowhere to be had: its number in the list that was asked for, and what is wrong."""
 
 _BATCH = 256  # chunks looked up at once when a content is read in order
+_UNREAD = DamagedStore("it was not to be had at once")
 
 _Fault = tuple[str, DamagedStore]  # the key of an object, and what is wrong with it
 
@@ -350,21 +351,35 @@ class SnapshotReader:
         if all(row.base is None for row in request.rows):
             yield from self._fetcher.fetch(request, failures)
             return
-        bases, faults = self._bases(request.rows)
+        doubtful: list[Failure] = []
+        yield from self._fetch_deltas(request.pack, request.rows, doubtful, unchecked=True)
+        if doubtful:  # is it they, or what they are deltas of?
+            rows = sorted((failure.row for failure in doubtful), key=lambda row: row.offset)
+            yield from self._fetch_deltas(request.pack, rows, failures)
+
+    def _fetch_deltas(
+        self, pack: PackId, rows: Sequence[ChunkRow], failures: list[Failure], *, unchecked: bool = False
+    ) -> Iterator[tuple[ChunkRow, Buffer]]:
+        """Fetch chunks of which some are deltas; with `unchecked`, what these are deltas of is not checked itself."""
+        bases, faults = self._bases(rows, unchecked=unchecked)
         if faults:
-            failures += [Failure(row, _baseless(row, faults[row.base])) for row in request.rows if row.base in faults]
-        for part in requests((request.pack, row) for row in request.rows if row.base not in faults):
+            failures += [Failure(row, _baseless(row, faults[row.base])) for row in rows if row.base in faults]
+        for part in requests((pack, row) for row in rows if row.base not in faults):
             yield from self._fetcher.fetch(part, failures, bases)
 
-    def _bases(self, rows: Iterable[ChunkRow]) -> tuple[dict[ChunkId, bytes], dict[ChunkId | None, DamagedStore]]:
+    def _bases(
+        self, rows: Iterable[ChunkRow], *, unchecked: bool
+    ) -> tuple[dict[ChunkId, bytes], dict[ChunkId | None, DamagedStore]]:
         """Fetch what these rows are deltas of, and what is wrong with those that are nowhere to be had."""
         wanted = {row.base: row.plain_size for row in rows if row.base is not None}
         ids, bases, faults = list(wanted), dict[ChunkId, bytes](), dict[ChunkId | None, DamagedStore]()
         for request in self._whole_requests(ids, list(wanted.values()), faults):
             failures: list[Failure] = []
-            for row, plain in self._fetcher.fetch(request, failures):
+            for row, plain in self._fetcher.fetch(request, failures, unchecked=unchecked):
                 bases[row.chunk] = bytes(plain)
-            if failures:
+            if unchecked:
+                faults.update((failure.row.chunk, _UNREAD) for failure in failures)
+            elif failures:
                 rescue = Rescue(self._fetcher.fetch, request.pack, failures, whole=True)
                 for row, plain in self._rescued(rescue, request.pack, self._lost_bases):
                     bases[row.chunk] = bytes(plain)

@@ -793,3 +793,35 @@ def test_a_lost_base_costs_nothing_where_the_chunk_is_there_as_another_delta(sto
     assert notices
     assert store.repair().healed == paths((second, "a"))
     assert store.verify().ok
+
+
+def test_a_base_that_was_decoded_to_something_else_does_no_harm(store, backend, first, second, monkeypatch):
+    """Bases are checked only if what is made of them is not right; here one is wrong once."""
+    honest, spoilt = fetching._unchecked, []
+
+    def unchecked(blob, row, decoder, base):
+        plain = bytes(honest(blob, row, decoder, base))
+        if not spoilt:
+            spoilt.append(row.chunk)
+            return bytes([plain[0] ^ 1]) + plain[1:]
+        return plain
+
+    monkeypatch.setattr(fetching, "_unchecked", unchecked)
+    data, notices = contents(second)
+    assert spoilt
+    assert data == SECOND
+    assert notices == []
+
+
+def test_what_is_made_of_bases_that_are_not_checked_is(backend, second, monkeypatch):
+    monkeypatch.setattr(fetching, "_unchecked", lambda blob, row, decoder, base: bytes(row.plain_size))
+    honest, checked = fetching._plain, []
+
+    def plain(blob, row, decoder, base):
+        checked.append(row.chunk)
+        return honest(blob, row, decoder, base)
+
+    monkeypatch.setattr(fetching, "_plain", plain)
+    data, _ = contents(second)
+    assert data == SECOND
+    assert {chunk_id(piece) for piece in pieces(FIRST["a"])} & set(checked)
