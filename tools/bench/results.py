@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 __all__ = ["Failure", "Results", "Row", "Sample"]
@@ -72,26 +72,28 @@ class Results:
 
     def rows(self, part: str) -> Iterator[Row]:
         """Yield the medians of a part, in the order in which its jobs and tools first came."""
-        keys = dict.fromkeys((sample.job, sample.tool) for sample in self.samples if sample.part == part)
-        jobs = dict.fromkeys(job for job, _ in keys)
-        for wanted in jobs:
-            for job, tool in keys:
-                found = self.row(part, job, tool)
-                if job == wanted and found:
-                    yield found
+        found: dict[str, dict[str, list[Sample]]] = {}
+        for sample in self.samples:
+            if sample.part == part:
+                found.setdefault(sample.job, {}).setdefault(sample.tool, []).append(sample)
+        for tools in found.values():
+            yield from map(_medians, tools.values())
 
     def row(self, part: str, job: str, tool: str) -> Row | None:
         """Return the medians of one tool at one job, None if it was not measured."""
         found = [sample for sample in self.samples if (sample.part, sample.job, sample.tool) == (part, job, tool)]
-        if not found:
-            return None
-        stored = [sample.stored for sample in found if sample.stored is not None]
-        return Row(
-            job,
-            tool,
-            statistics.median(sample.wall for sample in found),
-            statistics.median(sample.cpu for sample in found),
-            statistics.median(sample.peak for sample in found),
-            statistics.median(stored) if stored else None,
-            found[0].size,
-        )
+        return _medians(found) if found else None
+
+
+def _medians(samples: Sequence[Sample]) -> Row:
+    """Return the medians of one tool at one job."""
+    stored = [sample.stored for sample in samples if sample.stored is not None]
+    return Row(
+        samples[0].job,
+        samples[0].tool,
+        statistics.median(sample.wall for sample in samples),
+        statistics.median(sample.cpu for sample in samples),
+        statistics.median(sample.peak for sample in samples),
+        statistics.median(stored) if stored else None,
+        samples[0].size,
+    )
