@@ -36,7 +36,7 @@ from cas_checkpoint.ids import ChunkId, PackId, TransactionId, is_hex_id
 from cas_checkpoint.index import ChunkIndex
 from cas_checkpoint.lazynumpy import np
 from cas_checkpoint.losses import Doubt, doubts
-from cas_checkpoint.manifests import MAX_MANIFEST_SIZE, Content, Manifest
+from cas_checkpoint.manifests import MAX_MANIFEST_SIZE, Content, Entry, Manifest
 from cas_checkpoint.marks import MAX_MARK_SIZE, Mark, parse_mark_key
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.moves import MoveKey, closure, parse_move_key, reverse
@@ -679,14 +679,15 @@ class Verification:
     def _judge(self, name: str, result: Sequence[Doubt], packs: frozenset[PackId]) -> None:
         """Tell which files are lost, and which are to be had only from packs that the snapshot does not name."""
         self.find_holders(chunk for doubt in result for chunk in doubt.chunks)
+        gone = {path: frozenset(chunk for chunk in chunks if not self.holders(chunk)) for path, chunks, _ in result}
+        lost = {path: chunks for path, chunks in gone.items() if chunks}
+        tensors = self._tensors(name, lost)
         for path, chunks, fault in result:
-            missing = frozenset(chunk for chunk in chunks if not self.holders(chunk, packs))
-            lost = sorted(chunk for chunk in missing if not self.holders(chunk))
             if fault:
                 self._tell_lost(name, path, fault)
-            elif lost:
-                self._tell_lost(name, path, self._reason_of_loss(lost[0]), self._tensors(name, path, lost))
-            elif missing:
+            elif path in lost:
+                self._tell_lost(name, path, self._reason_of_loss(min(lost[path])), tensors.get(path, ()))
+            elif missing := frozenset(chunk for chunk in chunks if not self.holders(chunk, packs)):
                 self.strays.append(Stray(name, path, missing))
                 self._tell_file(
                     name, path, "can be read only from packs that this snapshot does not name: run 'repair'"
@@ -702,15 +703,19 @@ class Verification:
         is_bad = any(chunk == bad for _, bad in self._bad)
         return f"the chunk {chunk.hex()} {'is damaged' if is_bad else 'is in none of the packs'}"
 
-    def _tensors(self, name: str, path: str, chunks: Collection[ChunkId]) -> tuple[str, ...]:
-        """Return the names of the tensors in a file of a snapshot that need any of the chunks, if they are known."""
+    def _tensors(self, name: str, lost: Mapping[str, frozenset[ChunkId]]) -> dict[str, tuple[str, ...]]:
+        """Return, by path, which tensors in the files of a snapshot need any of the lost chunks, as far as is known."""
+        if not lost:
+            return {}
+        found: dict[str, tuple[str, ...]] = {}
         try:
             reader = self._reader(self.committed[name].key)
-            entry = next((entry for entry in reader.entries() if entry.name == path and entry.content), None)
-            file = None if entry is None else TensorFile.open(reader, entry)
-            return () if file is None else file.within(chunks)
+            for entry in reader.entries():
+                if entry.name in lost:
+                    found[entry.name] = _affected(reader, entry, lost[entry.name])
         except CasCheckpointError:
-            return ()
+            pass
+        return found
 
     def _tell_lost(self, name: str, path: str, reason: str, tensors: tuple[str, ...] = ()) -> None:
         self.lost.append(AffectedPath(name, path, tensors))
@@ -737,6 +742,16 @@ class Verification:
         if kind == "manifests":
             return name not in self.committed and name not in self._obscure
         return PackId(bytes.fromhex(name)) not in needed
+
+
+def _affected(reader: SnapshotReader, entry: Entry, lost: frozenset[ChunkId]) -> tuple[str, ...]:
+    """Return the names of the tensors in a file that need any of the lost chunks; none if its beginning is lost."""
+    try:
+        first = next(reader.refs(entry.content), None) if entry.content else None
+        file = None if first is None or first.chunk in lost else TensorFile.open(reader, entry)
+        return () if file is None else file.within(lost)
+    except CasCheckpointError:
+        return ()
 
 
 def _reason(error: CasCheckpointError) -> str:

@@ -21,6 +21,7 @@ from cas_checkpoint.manifests import Content, Entry, EntryType, Manifest, encode
 from cas_checkpoint.marks import Mark, mark_key
 from cas_checkpoint.monitor import Monitor
 from cas_checkpoint.packs import PREFIX_SIZE, PackBuilder
+from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.store import Store
 from cas_checkpoint.transactions import list_moves, publish_mark, put_move
 from cas_checkpoint.verifying import AffectedPath, VerifyReport
@@ -454,6 +455,20 @@ def test_data_that_cannot_be_read_is_told(store, monkeypatch):
     report = store.verify()
     assert {problem.message.partition(": ")[2] for problem in report.problems} == {"a bad sector"}
     assert report.lost[0].snapshot == snapshot.id
+
+
+def test_entries_are_read_a_few_times_however_many_files_are_lost(store, monkeypatch):
+    snapshot = store.save({f"{number}": noise(5000, number) for number in range(50)})
+    (ref,) = snapshot.reader().manifest().packs
+    path = Path(store.url, pack_key(ref.pack))
+    footer, data = read_footer(store._backend, ref.pack), bytearray(path.read_bytes())
+    for offset, size in zip(footer.offsets.tolist(), footer.plain_sizes.tolist(), strict=True):
+        data[offset + 100] ^= int(size == 5000)
+    path.write_bytes(data)
+    honest, times = SnapshotReader.entries, []
+    monkeypatch.setattr(SnapshotReader, "entries", lambda self: times.append(self) or honest(self))
+    assert len(store.verify().lost) == 50
+    assert len(times) <= 2
 
 
 # --- moves --------------------------------------------------------------------------------------
