@@ -8,35 +8,21 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zstandard
 
 from cas_checkpoint.elements import Elements
 from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 from cas_checkpoint.ids import Buffer
+from cas_checkpoint.kernels import differences, join, key_counts, measure, pack, split, sums, unpack
 from cas_checkpoint.lazynumpy import np
-from cas_checkpoint.planes import (
-    as_elements,
-    blocks,
-    differences,
-    exponents,
-    grouped,
-    join,
-    packed,
-    rotated,
-    rotated_back,
-    split,
-    sums,
-    ungrouped,
-    unpacked,
-)
+from cas_checkpoint.planes import KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 __all__ = [
@@ -60,23 +46,27 @@ _SAMPLED_SIZE = 64 * 2**10  # smaller chunks are just tried
 _SAMPLE_SIZE = 4 * 2**10
 _WORTHWHILE = 256  # a compressed blob must save at least 1/256 of the chunk, or decoding it is wasted work
 
-_SHAPE_WIDTH, _SHAPE_FLOAT, _SHAPE_ORDERED = 0b11, 0b100, 0b1000
+_SHAPE_WIDTH, _SHAPE_FLOAT = 0b11, 0b100
 _PART: Final = struct.Struct("<BI")  # coding and size of a part of a payload
-_COUNT: Final = struct.Struct("<I")
+_PACKED: Final = struct.Struct("<BBI")  # low bits, bits of a top, number of large values
+_TOP_BITS: Final = (1, 2, 4, 8)
 _WINDOW_LOG = 17  # of frames without matches
 _STATISTICS_SIZE = 4 * 2**10  # of a plane, looked at to choose its coding
 _ESTIMATED_SIZE = 16 * 2**10  # of a chunk, looked at to tell what its planes would take
+_SAMPLED_VALUES = 2**10  # of a group, looked at to tell how large they are
 _INCOMPRESSIBLE = 7.9  # bits a byte
 _MATCHED = 0.995  # of a plane; if one value is more frequent, matches are looked for
-_PACKED_IN_TWO, _PACKED_IN_FOUR = (
-    0.75,
-    0.55,
-)  # of a plane; if zeros are more frequent, a code for single bytes is too long
+_PACKED_ZEROS = 0.55  # of a plane; if zeros are more frequent, a code for single bytes is too long
+_SMALL_MEANS: Final = ((0.02, 1), (0.1, 2), (2.0, 4))  # below the first, tops of so many bits take the fewest bytes
+_TOP_LENGTH = 6  # bits of a top that are worth coding; those below are noise
+_FEW = 24  # bytes of which a frame is hardly ever shorter
+_GROUPS = 64  # a group has at least this part of all values
+_GROUP_SIZE = 2**12  # and so many, or what tells how it is coded takes more than that gains
+_SAMPLED_GROUP = 2**9  # the same, of a sample
 _UNSURE = 1.05  # a sample may be wrong by that much
 _STRUCTURED = 0.6  # of a sample, when compressed; if less is left, matches do more than planes could
 _PLANES_GAIN = 0.95
 _NARROWER = 1.02
-_ORDER_GAIN = 0.985  # of an unordered delta; to order takes time, and again whenever it is read
 
 
 class Codec(IntEnum):
@@ -93,11 +83,8 @@ class _Coding(IntEnum):
 
     RAW = 0
     ZSTD = 1
-    TWO_BITS = 2
-    FOUR_BITS = 3
-
-
-_BITS: Final = {_Coding.TWO_BITS: 2, _Coding.FOUR_BITS: 4}
+    ZEROS = 2
+    PACKED = 3
 
 
 class _Memory:
@@ -114,10 +101,9 @@ class _Memory:
             part = self._parts[number] = np.empty(size, np.uint8)
         return part[:size].view(f"<u{width}")
 
-    def planes(self, count: int, width: int) -> list[NDArray[np.uint8]]:
-        """Return planes for so many elements, likewise with number 0."""
-        memory = self.elements(0, count, width).view(np.uint8)
-        return [memory[number * count : (number + 1) * count] for number in range(width)]
+    def bytes(self, number: int, size: int) -> NDArray[np.uint8]:
+        """Return so many bytes, likewise."""
+        return self.elements(number, size, 1)
 
 
 class Encoder:
@@ -184,57 +170,24 @@ class Encoder:
     def estimate(self, chunk: Buffer, elements: Elements) -> int:
         """Return about how many bytes the planes of a chunk would take, told from a sample."""
         sample = _middle(memoryview(chunk), elements.width)
-        values = as_elements(sample, elements.width)
-        size = _planes_size(split(rotated(values) if elements.is_float else values))
+        values = _elements(sample, elements.width)
+        size = _planes_size(self._split(values, elements))
         return int(size * len(chunk) / max(1, len(sample)))
 
+    def _split(self, values: NDArray[np.unsignedinteger], elements: Elements) -> NDArray[np.uint8]:
+        """Return the planes of elements, a row each; they are there until the next call."""
+        planes = self._memory.bytes(0, len(values) * elements.width)
+        split(values, planes, elements.is_float)
+        return planes.reshape(elements.width, -1) if len(values) else planes.reshape(elements.width, 0)
+
     def _as_planes(self, chunk: Buffer, elements: Elements) -> bytes:
-        width, is_float = elements
         view = memoryview(chunk)
-        values = as_elements(view, width)
-        planes = self._memory.planes(len(values), width)
-        for at in blocks(values):
-            split(rotated(values[at]) if is_float else values[at], [plane[at] for plane in planes])
-        return self._payload(width.bit_length() - 1 | (_SHAPE_FLOAT if is_float else 0), planes, view)
-
-    def encode_delta(
-        self, chunk: Buffer, base: Buffer, elements: Elements, *, ordered: bool, limit: int
-    ) -> bytes | None:
-        """Return the payload of `chunk` as a delta, None if it would not be smaller than `limit` bytes.
-
-        Args:
-            chunk: plain bytes.
-            base: those of another chunk of the same size.
-            elements: what both consist of.
-            ordered: whether to spend more time for fewer bytes.
-            limit: see above.
-        """
-        width, is_float = elements
-        view, size = memoryview(chunk), len(chunk)
-        if len(base) != size:
-            return None
-        sample = (as_elements(_middle(memoryview(data), width), width) for data in (chunk, base))
-        sampled = split(differences(*sample, is_float=is_float))
-        if _planes_size(sampled) * size > _UNSURE * limit * len(sampled[0]) * width:
-            return None
-        lower = as_elements(memoryview(base), width)
-        count, planes = len(lower), self._memory.planes(len(lower), width)
-        found = self._memory.elements(1, count, width)
-        differences(as_elements(view, width), lower, is_float=is_float, out=found)
-        shape = width.bit_length() - 1 | (_SHAPE_FLOAT if is_float else 0)
-        payload = self._payload(shape, split(found, planes), view)
-        if ordered:
-            found = grouped(found, exponents(lower, is_float=is_float), self._memory.elements(2, count, width))
-            other = self._payload(shape | _SHAPE_ORDERED, split(found, planes), view)
-            payload = other if len(other) < _ORDER_GAIN * len(payload) else payload
-        return payload if len(payload) < limit else None
-
-    def _payload(self, shape: int, planes: Sequence[NDArray[np.uint8]], view: memoryview) -> bytes:
-        parts: list[Buffer] = [bytes((shape,))]
-        for plane in planes:
+        values = _elements(view, elements.width)
+        parts: list[Buffer] = [_shape(elements)]
+        for plane in self._split(values, elements):
             coding, data = self._plane(plane)
             parts += [_PART.pack(coding, len(data)), data]
-        parts.append(view[len(planes[0]) * len(planes) :])
+        parts.append(view[values.nbytes :])
         return b"".join(parts)
 
     def _plane(self, plane: NDArray[np.uint8]) -> tuple[_Coding, Buffer]:
@@ -242,24 +195,114 @@ class Encoder:
         counts = _counts(plane[:: max(1, len(plane) // _STATISTICS_SIZE)])
         total = counts.sum() or 1
         if counts.max() > _MATCHED * total:
-            return self._tried(plane, self._zstd)
-        zeros = counts[0] / total
-        if zeros > _PACKED_IN_FOUR:
-            coding = _Coding.TWO_BITS if zeros > _PACKED_IN_TWO else _Coding.FOUR_BITS
-            return coding, self._packed(plane, _BITS[coding])
+            return _tried(plane, self._zstd)
+        if counts[0] > _PACKED_ZEROS * total:
+            data = self._packed(plane, thorough=False)
+            return (_Coding.PACKED, data) if len(data) < len(plane) else (_Coding.RAW, plane.data)
         if _bits(counts) > _INCOMPRESSIBLE:
             return _Coding.RAW, plane.data
-        return self._tried(plane, self._without_matches())
+        return _tried(plane, self._without_matches())
 
-    def _packed(self, plane: NDArray[np.uint8], bits: int) -> bytes:
-        values, large = packed(plane, bits)
-        coded = self._tried(values, self._without_matches()), self._tried(large, self._without_matches())
-        (first, small), (second, rest) = coded
-        return b"".join((_COUNT.pack(len(large)), _PART.pack(first, len(small)), small, bytes((second,)), rest))
+    def encode_delta(
+        self, chunk: Buffer, base: Buffer, elements: Elements, *, thorough: bool, limit: int, sure: bool = False
+    ) -> bytes | None:
+        """Return the payload of `chunk` as a delta, None if it would not be smaller than `limit` bytes.
 
-    def _tried(self, plane: NDArray[np.uint8], compressor: zstandard.ZstdCompressor) -> tuple[_Coding, Buffer]:
-        data = compressor.compress(plane.data) if len(plane) else b""
-        return (_Coding.ZSTD, data) if 0 < len(data) < len(plane) else (_Coding.RAW, plane.data)
+        Args:
+            chunk: plain bytes.
+            base: those of another chunk of the same size.
+            elements: what both consist of.
+            thorough: whether to spend more time for fewer bytes.
+            limit: see above.
+            sure: whether it will be smaller, as far as the caller can know; then no sample need tell.
+        """
+        width, is_float = elements
+        view, size = memoryview(chunk), len(chunk)
+        if len(base) != size:
+            return None
+        values, lower = _elements(view, width), _elements(memoryview(base), width)
+        if not sure:
+            middle = (_elements(_middle(memoryview(data), width), width) for data in (chunk, base))
+            if self._delta_size(*middle, is_float=is_float) * size > _UNSURE * limit:
+                return None
+        counts = np.empty(KEYS, np.int64)
+        key_counts(lower, counts, is_float)
+        groups = _Groups.of(counts, _last_keys(counts, _GROUP_SIZE))
+        found = self._memory.elements(1, len(values), width)
+        differences(values, lower, groups.numbers, groups.starts, found, is_float)
+        parts: list[Buffer] = [_shape(elements), bytes((len(groups.lasts) - 1, *groups.lasts.tolist()))]
+        left = limit - sum(map(len, parts)) - size % width
+        for at in groups.slices():
+            part = self._packed(found[at], thorough=thorough)
+            left -= len(part)
+            if left <= 0:
+                return None
+            parts.append(part)
+        parts.append(view[values.nbytes :])
+        return b"".join(parts)
+
+    def _delta_size(
+        self, values: NDArray[np.unsignedinteger], base: NDArray[np.unsignedinteger], *, is_float: bool
+    ) -> float:
+        """Return about how many bytes a delta would take, as a part of all, told from samples."""
+        if not len(values):
+            return 0.0
+        counts = np.empty(KEYS, np.int64)
+        key_counts(base, counts, is_float)
+        groups = _Groups.of(counts, _last_keys(counts, _SAMPLED_GROUP))
+        found = self._memory.elements(1, len(values), values.itemsize)
+        differences(values, base, groups.numbers, groups.starts, found, is_float)
+        bits = 0
+        rows: dict[int, NDArray[np.int64]] = {}
+        for at in groups.slices():
+            part = found[at]
+            low, _ = _measured(part)
+            bits += low * len(part)
+            tops = np.minimum(np.right_shift(part, low), KEYS - 1).astype(np.uint8)
+            context = -1 if low else int(tops.mean()).bit_length()  # of which only the noise differs have tops alike
+            rows[context] = rows.get(context, 0) + _counts(tops)
+        return (sum(map(_size, rows.values())) + bits / 8) / values.nbytes
+
+    def _packed(self, values: NDArray[np.unsignedinteger], *, thorough: bool) -> bytes:
+        """Divide values into low bits, tops and the rest of large ones, and code them.
+
+        Args:
+            values: what to code.
+            thorough: try what else might take fewer bytes.
+        """
+        low_bits, mean = _measured(values)
+        if low_bits:
+            return self._packed_as(values, low_bits, _TOP_BITS[-1], self._without_matches())
+        top_bits = next((bits for limit, bits in _SMALL_MEANS if mean < limit), _TOP_BITS[-1])
+        is_sparse = top_bits == _TOP_BITS[0]  # long runs of zeros
+        found = self._packed_as(values, 0, top_bits, self._zstd if is_sparse else self._without_matches())
+        if thorough:
+            others = (bits for bits in _TOP_BITS if bits != top_bits)
+            tried = (self._packed_as(values, 0, bits, self._without_matches()) for bits in others)
+            found = min(found, *tried, key=len)
+        return found
+
+    def _packed_as(
+        self,
+        values: NDArray[np.unsignedinteger],
+        low_bits: int,
+        top_bits: int,
+        compressor: zstandard.ZstdCompressor,
+    ) -> bytes:
+        count, width = len(values), values.itemsize
+        low = self._memory.bytes(2, _low_size(count, low_bits))
+        top = self._memory.bytes(3, -(-count * top_bits // 8))
+        large = self._memory.elements(4, count, width)
+        large = large[: pack(values, low_bits, top_bits, low, top, large)]
+        parts: list[Buffer] = [_PACKED.pack(low_bits, top_bits, len(large)), low.data]
+        coded = [_tried(top, compressor)]
+        if len(large):
+            planes = self._memory.bytes(5, large.nbytes)
+            split(large, planes, False)  # noqa: FBT003 -- positional in the compiled one
+            coded += [_tried(plane, self._without_matches()) for plane in planes.reshape(width, -1)]
+        for coding, data in coded:
+            parts += [_PART.pack(coding, len(data)), data]
+        return b"".join(parts)
 
     def _without_matches(self) -> zstandard.ZstdCompressor:
         """Return what codes bytes by their frequencies alone, as far as zstd can be brought to that."""
@@ -280,6 +323,85 @@ class Encoder:
         """Return the whole blob for `chunk`."""
         codec, payload = self.encode(chunk)
         return bytes((codec,)) + payload
+
+
+class _Groups(NamedTuple):
+    """Keys next to one another, of elements whose differences are coded together.
+
+    Attributes:
+        lasts: the last key of each group.
+        numbers: for each key the number of its group.
+        starts: where each group begins among all elements sorted by groups.
+        sizes: the elements of each group.
+    """
+
+    lasts: NDArray[np.int64]
+    numbers: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, counts: NDArray[np.int64], lasts: NDArray[np.int64]) -> _Groups:
+        """Return the groups that end at these keys, of which there are so many each."""
+        numbers = np.searchsorted(lasts, np.arange(KEYS)).astype(np.uint8)
+        stops = np.cumsum(counts)[lasts]
+        starts = np.concatenate(([0], stops[:-1]))
+        return cls(lasts, numbers, starts, stops - starts)
+
+    def slices(self) -> Iterator[slice]:
+        """Yield where each group lies."""
+        for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True):
+            yield slice(start, start + size)
+
+
+def _last_keys(counts: NDArray[np.int64], least: int) -> NDArray[np.int64]:
+    """Divide keys that were counted into groups of enough elements, at least so many; return the last key of each."""
+    enough = max(least, -(-int(counts.sum()) // _GROUPS))
+    lasts, gathered = list[int](), 0
+    seen = np.flatnonzero(counts)
+    for key, count in zip(seen.tolist(), counts[seen].tolist(), strict=True):
+        gathered += count
+        if gathered >= enough:
+            lasts.append(key)
+            gathered = 0
+    return np.array([*lasts[:-1], KEYS - 1])
+
+
+def _shape(elements: Elements) -> bytes:
+    return bytes((elements.width.bit_length() - 1 | (_SHAPE_FLOAT if elements.is_float else 0),))
+
+
+def _elements(data: memoryview, width: int) -> NDArray[np.unsignedinteger]:
+    """Return the elements of so many bytes each that `data` begins with, without the bytes left over at its end."""
+    return np.frombuffer(data, f"<u{width}", len(data) // width)
+
+
+def _measured(values: NDArray[np.unsignedinteger]) -> tuple[int, float]:
+    """Look at some values.
+
+    Returns:
+        How many of their lowest bits are noise, told from how long they are on average; and the mean of what is small
+        of them.
+    """
+    step = max(1, len(values) // _SAMPLED_VALUES)
+    count = max(1, -(-len(values) // step))
+    length, small = measure(values, step)
+    return max(0, min(8 * values.itemsize - 8, length // count - _TOP_LENGTH)), small / count
+
+
+def _low_size(count: int, low_bits: int) -> int:
+    """Return the bytes of the lowest bits of values."""
+    return low_bits // 8 * count + sum(-(-count * bits // 8) for bits in (4, 2, 1) if low_bits & bits)
+
+
+def _tried(plane: NDArray[np.uint8], compressor: zstandard.ZstdCompressor) -> tuple[_Coding, Buffer]:
+    """Compress a plane if that makes it smaller."""
+    if not plane.any():
+        return _Coding.ZEROS, b""
+    if len(plane) < _FEW:
+        return _Coding.RAW, plane.data
+    data = compressor.compress(plane.data)
+    return (_Coding.ZSTD, data) if len(data) < len(plane) else (_Coding.RAW, plane.data)
 
 
 def _middle(view: memoryview, width: int) -> memoryview:
@@ -318,7 +440,7 @@ def _sizes_by_width(data: NDArray[np.uint8]) -> dict[int, float]:
     return {width: _size(counts.reshape(-1, width, 256).sum(axis=0)) for width in (1, 2, 4, 8)}
 
 
-def _planes_size(planes: Sequence[NDArray[np.uint8]]) -> float:
+def _planes_size(planes: Iterable[NDArray[np.uint8]]) -> float:
     """Return about how many bytes planes take."""
     return sum(_size(_counts(plane)) for plane in planes)
 
@@ -373,72 +495,106 @@ class Decoder:
             raise DamagedObject(f"a zstd frame that cannot be decoded ({error})") from error
 
     def _planes(self, payload: memoryview, plain_size: int) -> Buffer:
-        shape, planes, rest = self._parts(payload, plain_size, _SHAPE_FLOAT)
-        values = join(planes, self._memory.elements(0, len(planes[0]), len(planes)))
-        return _bytes(rotated_back(values) if shape & _SHAPE_FLOAT else values, rest)
-
-    def _delta(self, payload: memoryview, plain_size: int, base: Buffer | None) -> Buffer:
-        if base is None or len(base) != plain_size:
-            raise DamagedObject(f"a delta of {plain_size} bytes without a base of that size")
-        shape, planes, rest = self._parts(payload, plain_size, _SHAPE_FLOAT | _SHAPE_ORDERED)
-        is_float = bool(shape & _SHAPE_FLOAT)
-        lower, width = as_elements(memoryview(base), len(planes)), len(planes)
-        found = join(planes, self._memory.elements(0, len(lower), width))
-        if shape & _SHAPE_ORDERED:
-            keys = exponents(lower, is_float=is_float)
-            found = ungrouped(found, keys, self._memory.elements(1, len(lower), width))
-        return _bytes(sums(found, lower, is_float=is_float), rest)
-
-    def _parts(
-        self, payload: memoryview, plain_size: int, flags: int
-    ) -> tuple[int, list[NDArray[np.uint8]], memoryview]:
-        """Return the shape of a payload, which has no other flags than these, its planes, and the bytes left over."""
-        if not payload or payload[0] & ~(_SHAPE_WIDTH | flags):
-            raise DamagedObject("planes of an unknown shape")
-        shape, payload = payload[0], payload[1:]
-        width = 1 << (shape & _SHAPE_WIDTH)
+        width, is_float, payload = _shaped(payload)
         planes = []
         for _ in range(width):
             coding, data, payload = _part(payload)
             planes.append(self._plane(coding, data, plain_size // width))
-        if len(payload) != plain_size % width:
-            raise DamagedObject(f"{len(payload)} bytes after the planes of a chunk of {plain_size}")
-        return shape, planes, payload
+        _check_rest(payload, plain_size % width)
+        values = self._memory.elements(0, plain_size // width, width)
+        join(planes, values, is_float)
+        return _bytes(values, payload)
+
+    def _delta(self, payload: memoryview, plain_size: int, base: Buffer | None) -> Buffer:
+        if base is None or len(base) != plain_size:
+            raise DamagedObject(f"a delta of {plain_size} bytes without a base of that size")
+        width, is_float, payload = _shaped(payload)
+        lasts, payload = _read_lasts(payload)
+        lower = _elements(memoryview(base), width)
+        counts = np.empty(KEYS, np.int64)
+        key_counts(lower, counts, is_float)
+        groups = _Groups.of(counts, lasts)
+        found = self._memory.elements(1, len(lower), width)
+        for at in groups.slices():
+            payload = self._packed(payload, found[at])
+        _check_rest(payload, plain_size % width)
+        values = self._memory.elements(0, len(lower), width)
+        sums(found, lower, groups.numbers, groups.starts, values, is_float)
+        return _bytes(values, payload)
 
     def _plane(self, coding: int, data: memoryview, count: int) -> NDArray[np.uint8]:
         """Return a plane of `count` bytes."""
-        bits = _BITS.get(coding)  # type: ignore[call-overload]
-        if bits is None:
+        if coding != _Coding.PACKED:
             return self._simple(coding, data, count)
-        if len(data) < _COUNT.size:
-            raise DamagedObject("a packed plane that is cut short")
-        (large_count,) = _COUNT.unpack_from(data)
-        coding, small, rest = _part(data[_COUNT.size :])
-        if large_count > count or not rest:
-            raise DamagedObject("a packed plane that is cut short, or has more large values than values")
-        plane = unpacked(self._simple(coding, small, -(-count * bits // 8)), bits, count)
-        is_large = plane == (1 << bits) - 1
-        if np.count_nonzero(is_large) != large_count:
-            raise DamagedObject("a packed plane with another number of large values than it says")
-        plane[is_large] = self._simple(rest[0], rest[1:], large_count)
+        plane = np.empty(count, np.uint8)
+        _check_rest(self._packed(data, plane), 0)
         return plane
+
+    def _packed(self, payload: memoryview, out: NDArray[np.unsignedinteger]) -> memoryview:
+        """Fill `out` with packed values that a payload begins with; return what follows them."""
+        count, width = len(out), out.itemsize
+        if len(payload) < _PACKED.size:
+            raise DamagedObject("packed values that are cut short")
+        low_bits, top_bits, large_count = _PACKED.unpack_from(payload)
+        low_size = _low_size(count, low_bits)
+        if low_bits > 8 * width - 8 or top_bits not in _TOP_BITS or large_count > count:
+            raise DamagedObject("packed values of an unknown shape")
+        if low_size > len(payload) - _PACKED.size:
+            raise DamagedObject("packed values that are cut short")
+        low = np.frombuffer(payload, np.uint8, low_size, _PACKED.size)
+        coding, data, payload = _part(payload[_PACKED.size + low_size :])
+        top = self._simple(coding, data, -(-count * top_bits // 8))
+        planes = []
+        for _ in range(width if large_count else 0):
+            coding, data, payload = _part(payload)
+            planes.append(self._simple(coding, data, large_count))
+        large = self._memory.elements(2, large_count, width)
+        if large_count:
+            join(planes, large, False)  # noqa: FBT003 -- positional in the compiled one
+        if unpack(low, top, large, low_bits, top_bits, out) != large_count:
+            raise DamagedObject("packed values of which more or fewer are large than it says")
+        return payload
 
     def _simple(self, coding: int, data: memoryview, count: int) -> NDArray[np.uint8]:
         if coding == _Coding.ZSTD:
             return np.frombuffer(self._unzstd(data, count), np.uint8)
+        if coding == _Coding.ZEROS and not data:
+            return np.zeros(count, np.uint8)
         if coding != _Coding.RAW or len(data) != count:
             raise DamagedObject(f"{len(data)} bytes in coding {coding} where {count} values belong")
         return np.frombuffer(data, np.uint8)
 
 
+def _shaped(payload: memoryview) -> tuple[int, bool, memoryview]:
+    """Return the width of the elements, whether they are floats, and what follows."""
+    if not payload or payload[0] & ~(_SHAPE_WIDTH | _SHAPE_FLOAT):
+        raise DamagedObject("elements of an unknown shape")
+    return 1 << (payload[0] & _SHAPE_WIDTH), bool(payload[0] & _SHAPE_FLOAT), payload[1:]
+
+
+def _read_lasts(payload: memoryview) -> tuple[NDArray[np.int64], memoryview]:
+    """Return the last keys of groups, and what follows them."""
+    count = 1 + payload[0] if payload else 0
+    lasts = payload[1 : 1 + count].tolist()
+    if not count or len(lasts) != count or lasts[-1] != KEYS - 1 or any(map(int.__ge__, lasts, lasts[1:])):
+        raise DamagedObject("a delta whose groups are none")
+    return np.array(lasts), payload[1 + count :]
+
+
 def _part(data: memoryview) -> tuple[int, memoryview, memoryview]:
     """Return coding and bytes of the first part, and what follows it."""
     if len(data) < _PART.size:
-        raise DamagedObject("planes that are cut short")
+        raise DamagedObject("a part that is cut short")
     coding, size = _PART.unpack_from(data)
     if size > len(data) - _PART.size:
-        raise DamagedObject("planes that are cut short")
+        raise DamagedObject("a part that is cut short")
     return coding, data[_PART.size :][:size], data[_PART.size + size :]
+
+
+def _check_rest(rest: memoryview, size: int) -> None:
+    """Raise `DamagedObject` unless so many bytes are left over."""
+    if len(rest) != size:
+        raise DamagedObject(f"{len(rest)} bytes are left over where {size} belong")
 
 
 def _bytes(values: NDArray[np.unsignedinteger], rest: memoryview) -> Buffer:

@@ -24,13 +24,16 @@ HEADER_KEY: Final = "cas-checkpoint"
 MAX_HEADER_SIZE = 2**16
 
 OPERATIONS = ("read", "write", "collect")
-FEATURES = ("moves", "tensors")
+TENSORS = "tensors-2"
+FEATURES = ("moves", TENSORS)
 """What every new store demands for all operations."""
 PARTS = "parts"
 """What a new store demands of collectors besides: part manifests count. No save in parts without it."""
 _DEMANDS = tuple((operation, (*FEATURES, PARTS) if operation == "collect" else FEATURES) for operation in OPERATIONS)
 KNOWN_FEATURES: dict[str, frozenset[str]] = {operation: frozenset(names) for operation, names in _DEMANDS}
 """For each operation the features that this version understands."""
+_RETIRED = frozenset({"tensors"})
+"""What versions before the first release demanded, and nobody understands any more."""
 
 
 class Header(NamedTuple):
@@ -53,7 +56,7 @@ class Header(NamedTuple):
     @property
     def knows_tensors(self) -> bool:
         """Whether all readers of the store know planes and deltas."""
-        return all("tensors" in dict(self.features).get(operation, ()) for operation in OPERATIONS)
+        return all(TENSORS in dict(self.features).get(operation, ()) for operation in OPERATIONS)
 
     def encode(self) -> bytes:
         """Return the header object."""
@@ -113,6 +116,11 @@ def check_features(header: Header, operation: str) -> None:
     """Raise `UnsupportedStore` unless this version knows all that the store demands for the operation."""
     for name, demanded in header.features:
         unknown = sorted(set(demanded) - KNOWN_FEATURES[operation]) if name == operation else []
+        if retired := sorted(_RETIRED.intersection(unknown)):
+            raise UnsupportedStore(
+                f"the store has the feature {', '.join(retired)} of a version before the first release, which can no "
+                f"longer {operation} it: restore its snapshots with that version, and save them into a new store"
+            )
         if unknown:
             raise UnsupportedStore(
                 f"to {operation} this store a program must know {', '.join(unknown)}, which this version does not; "

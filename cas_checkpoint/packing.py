@@ -35,9 +35,10 @@ _METADATA_HELD = 8 * 2**20  # bytes of entries and lists kept back, so that they
 _ARENA_MARGIN = MAX_CHUNK_SIZE  # for the chunk that fills a pack
 _MAX_AHEAD = 5
 _LENT_SIZE = 160 * 2**20  # at most so much memory is lent to packs; beyond that, what is in buffers is copied
-_DELTA_SHARE = 0.85  # of what a chunk would be whole; a larger delta is not worth a second read
-_SMALL_SHARE = 0.97  # the same, where bytes count most
-_GROWTH = 1.03  # of a delta since the save before; if it is more, a new base is worth while
+_DELTA_SHARE = 0.85  # of what a chunk would be whole: a delta that is smaller always pays
+_GROWING_SHARE = 0.97  # the same of one that is hardly larger than it was in the save before
+_SURE = 0.7  # of the most that a delta may have: if it had less in the save before, none grows that much at once
+_GROWTH = 1.01  # of a delta since then; if it is more, a new base is worth while
 _LENT_SHARE = 5 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
 Spans = Sequence[tuple[int, int]]
@@ -343,7 +344,14 @@ class Packer:
             earlier = bases.get(base.chunk, len(plain))
             if earlier is not None:
                 limit = self._limit(encoder.estimate(plain, elements), base.before)
-                delta = encoder.encode_delta(plain, earlier, elements, ordered=self._coding.small, limit=limit)
+                delta = encoder.encode_delta(
+                    plain,
+                    earlier,
+                    elements,
+                    thorough=self._coding.small,
+                    limit=limit,
+                    sure=0 < base.before < _SURE * limit,
+                )
                 if delta is not None:
                     blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
                     return _Coded(chunk, len(plain), blob, base.chunk)
@@ -357,9 +365,7 @@ class Packer:
 
         A new base costs a whole chunk once, and deltas that are small again are gained by it.
         """
-        if not self._coding.small:
-            return int(_DELTA_SHARE * whole)
-        return int(min(_SMALL_SHARE * whole, max(_DELTA_SHARE * whole, _GROWTH * before if before else whole)))
+        return int(min(_GROWING_SHARE * whole, max(_DELTA_SHARE * whole, _GROWTH * before if before else whole)))
 
     # --- in the calling thread ---
 

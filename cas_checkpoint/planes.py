@@ -1,8 +1,8 @@
-"""Elements ↔ planes: the lowest bytes of all elements together, then the next ones, and so on (SPEC.md, section 6).
+"""Loops over elements, as numpy does them: planes, differences, and values packed into bits (SPEC.md, section 6).
 
-Arrays of elements are of unsigned integers; planes are uint8, one for each byte of an element, the lowest first.
-Shifts and casts of whole arrays: numpy does these many times faster than it copies every second or fourth byte.
-It is done in blocks, and results go to memory of the caller's: fresh pages cost more than all the arithmetic.
+Arrays of elements are of unsigned integers of 1, 2, 4 or 8 bytes, little-endian. Results go to memory of the caller's:
+fresh pages cost more than all the arithmetic. `kernels` has the same functions, compiled where that is possible; both
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,80 +15,70 @@ from cas_checkpoint.lazynumpy import np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Bytes = NDArray[np.uint8]
     Elements = NDArray[np.unsignedinteger[Any]]
 
-__all__ = [
-    "as_elements",
-    "blocks",
-    "differences",
-    "exponents",
-    "grouped",
-    "join",
-    "packed",
-    "rotated",
-    "rotated_back",
-    "split",
-    "sums",
-    "ungrouped",
-    "unpacked",
-]
+__all__ = ["KEYS", "differences", "join", "key_counts", "measure", "pack", "split", "sums", "unpack"]
+
+KEYS = 256
+"""A key of an element is below that."""
 
 _SORTED_AT_ONCE = 2**14  # elements; the order of more would be in memory that the system takes back each time
-_PAIRED = 4  # bits of a value, of which a byte holds two
 _BLOCK_SIZE = 2**18  # bytes; with what is made of it, it stays in a processor's cache
+_LOW_PARTS = (4, 2, 1)  # bits
+_SMALL = 8
 
 
-def as_elements(data: memoryview, width: int) -> Elements:
-    """Return the elements of so many bytes each that `data` begins with, without the bytes left over at its end."""
-    return np.frombuffer(data, f"<u{width}", len(data) // width)
-
-
-def blocks(values: Elements) -> Iterator[slice]:
+def _blocks(values: Elements) -> Iterator[slice]:
     """Yield the parts of an array to work on one after another."""
     count = _BLOCK_SIZE // values.itemsize
     return (slice(start, start + count) for start in range(0, len(values), count))
 
 
-def rotated(values: Elements) -> Elements:
+# --- planes -------------------------------------------------------------------------------------
+
+
+def _rotated(values: Elements) -> Elements:
     """Rotate each element left by one bit: the sign becomes the lowest bit, and the exponent the highest ones."""
     found: Elements = np.right_shift(values, 8 * values.itemsize - 1)
     np.bitwise_or(found, np.left_shift(values, 1), out=found)
     return found
 
 
-def rotated_back(values: Elements) -> Elements:
-    """Rotate each element right by one bit, in its own memory."""
-    for at in blocks(values):
-        part = values[at]
-        sign = np.left_shift(part, 8 * part.itemsize - 1)
-        np.right_shift(part, 1, out=part)
-        np.bitwise_or(part, sign, out=part)
-    return values
+def _rotate_back(values: Elements) -> None:
+    """Rotate each element right by one bit."""
+    sign = np.left_shift(values, 8 * values.itemsize - 1)
+    np.right_shift(values, 1, out=values)
+    np.bitwise_or(values, sign, out=values)
 
 
-def split(values: Elements, out: Sequence[NDArray[np.uint8]] | None = None) -> Sequence[NDArray[np.uint8]]:
-    """Return the planes of the elements, in `out` if that is given."""
-    planes = out or [np.empty(len(values), np.uint8) for _ in range(values.itemsize)]
-    for at in blocks(values):
-        part = values[at]
-        planes[0][at] = part
+def split(values: Elements, planes: Bytes, is_float: bool, /) -> None:
+    """Put the lowest bytes of all elements together, then the next ones, and so on.
+
+    Args:
+        values: n elements of w bytes.
+        planes: n w bytes, where they are put to.
+        is_float: rotate each element left by one bit before.
+    """
+    count = len(values)
+    for at in _blocks(values):
+        part = _rotated(values[at]) if is_float else values[at]
         shifted = np.empty_like(part)
-        for number in range(1, part.itemsize):
+        for number in range(part.itemsize):
             np.right_shift(part, 8 * number, out=shifted)
-            planes[number][at] = shifted
-    return planes
+            planes[number * count : (number + 1) * count][at] = shifted
 
 
-def join(planes: Sequence[NDArray[np.uint8]], out: Elements | None = None) -> Elements:
-    """Return the elements of these planes, in memory of their own: that of `out` if it is given."""
-    values: Elements = np.empty(len(planes[0]), f"<u{len(planes)}") if out is None else out
-    for at in blocks(values):
-        part = values[at]
+def join(planes: Sequence[Bytes], out: Elements, is_float: bool, /) -> None:
+    """Undo `split`: put the elements of w planes of n bytes each, the lowest first, into `out`."""
+    for at in _blocks(out):
+        part = out[at]
         part[...] = planes[-1][at]
         for plane in reversed(planes[:-1]):
             np.left_shift(part, 8, out=part)
             np.bitwise_or(part, plane[at], out=part)
-    return values
+        if is_float:
+            _rotate_back(part)
 
 
 # --- differences --------------------------------------------------------------------------------
@@ -107,116 +97,215 @@ def _ordered(values: Elements) -> Elements:
     return found
 
 
-def _unordered(values: Elements) -> Elements:
+def _unordered(values: Elements) -> None:
     """Undo `_ordered`, in its own memory."""
     bits = 8 * values.itemsize - 1
     mask = np.right_shift(_signed(values), bits).view(values.dtype)
     np.invert(mask, out=mask)
     np.bitwise_or(mask, values.dtype.type(1 << bits), out=mask)
     np.bitwise_xor(values, mask, out=values)
-    return values
 
 
-def differences(values: Elements, base: Elements, *, is_float: bool, out: Elements | None = None) -> Elements:
-    """Return how far each element is from that of the base, small in both directions: zigzag, modulo 2 to the width.
+def _keys(base: Elements, is_float: bool) -> Bytes:
+    """Return for each element its highest byte, of wide floats without the sign."""
+    bits = 8 * base.itemsize - 8
+    return np.right_shift(base, bits - 1 if is_float and bits else bits).astype(np.uint8) if bits else base
 
-    They are in `out` if that is given.
+
+def key_counts(base: Elements, counts: NDArray[np.int64], is_float: bool, /) -> None:
+    """Count how often each key occurs, into `counts`, which has `KEYS` places.
+
+    The key of an element is its highest byte; of floats of more than a byte, that of the element rotated left by a bit.
     """
-    found: Elements = np.empty_like(values) if out is None else out
-    for at in blocks(values):
-        part, one, other = found[at], values[at], base[at]
-        np.subtract(*((_ordered(one), _ordered(other)) if is_float else (one, other)), out=part)
-        signs = np.right_shift(_signed(part), 8 * part.itemsize - 1).view(part.dtype)
-        np.left_shift(part, 1, out=part)
-        np.bitwise_xor(part, signs, out=part)
-    return found
+    counts[...] = np.bincount(_keys(base, is_float), minlength=KEYS)
 
 
-def sums(found: Elements, base: Elements, *, is_float: bool) -> Elements:
-    """Undo `differences`, in the memory of `found`."""
-    for at in blocks(found):
-        part = found[at]
+def differences(
+    values: Elements,
+    base: Elements,
+    groups: Bytes,
+    starts: NDArray[np.int64],
+    out: Elements,
+    is_float: bool,
+    /,
+) -> None:
+    """Put into `out` how far each element is from that of the base: zigzag, so small in both directions.
+
+    Args:
+        values: n elements.
+        base: likewise.
+        groups: for each key the number of its group.
+        starts: for each group, where in `out` its first difference belongs; the others follow it in their order.
+        out: n elements.
+        is_float: whether the elements are floats.
+    """
+    for at, runs in _runs(base, groups, starts, is_float):
+        one, other = values[at], base[at]
+        found = np.subtract(*((_ordered(one), _ordered(other)) if is_float else (one, other)))
+        signs = np.right_shift(_signed(found), 8 * found.itemsize - 1).view(found.dtype)
+        np.left_shift(found, 1, out=found)
+        np.bitwise_xor(found, signs, out=found)
+        if runs is None:
+            out[at] = found
+            continue
+        found = found[runs[0]]
+        for low, high, place in runs[1]:
+            out[place : place + high - low] = found[low:high]
+
+
+def sums(
+    found: Elements,
+    base: Elements,
+    groups: Bytes,
+    starts: NDArray[np.int64],
+    out: Elements,
+    is_float: bool,
+    /,
+) -> None:
+    """Undo `differences`: put the elements into `out` whose differences are `found`."""
+    for at, runs in _runs(base, groups, starts, is_float):
+        part, other = out[at], base[at]
+        if runs is None:
+            part[...] = found[at]
+        else:
+            gathered = np.empty(len(part), part.dtype)
+            for low, high, place in runs[1]:
+                gathered[low:high] = found[place : place + high - low]
+            part[runs[0]] = gathered
         signs = np.bitwise_and(part, part.dtype.type(1))
         np.negative(_signed(signs), out=_signed(signs))
         np.right_shift(part, 1, out=part)
         np.bitwise_xor(part, signs, out=part)
-        np.add(part, _ordered(base[at]) if is_float else base[at], out=part)
+        np.add(part, _ordered(other) if is_float else other, out=part)
         if is_float:
             _unordered(part)
-    return found
 
 
-def exponents(base: Elements, *, is_float: bool) -> NDArray[np.uint8]:
-    """Return what the differences are ordered by: for each element of the base the highest byte, without the sign."""
-    bits = 8 * base.itemsize - 8
-    return np.right_shift(base, bits - 1 if is_float and bits else bits).astype(np.uint8) if base.itemsize > 1 else base
-
-
-def grouped(values: Elements, keys: NDArray[np.uint8], out: Elements) -> Elements:
-    """Sort values by their keys into `out`; those with the same key stay in their order."""
-    for start, order, places in _groups(keys):
-        part = values[start : start + len(order)][order]
-        for low, high, place in places:
-            out[place : place + high - low] = part[low:high]
-    return out
-
-
-def ungrouped(values: Elements, keys: NDArray[np.uint8], out: Elements) -> Elements:
-    """Undo `grouped`, into `out`."""
-    for start, order, places in _groups(keys):
-        part = np.empty(len(order), values.dtype)
-        for low, high, place in places:
-            part[low:high] = values[place : place + high - low]
-        out[start : start + len(order)][order] = part
-    return out
-
-
-def _groups(keys: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.intp], list[tuple[int, int, int]]]]:
-    """Sort keys, in blocks that a processor's cache can hold.
+def _runs(
+    base: Elements,
+    groups: Bytes,
+    starts: NDArray[np.int64],
+    is_float: bool,
+) -> Iterator[tuple[slice, tuple[NDArray[np.intp], list[tuple[int, int, int]]] | None]]:
+    """Divide elements into blocks, and these by their groups.
 
     Yields:
-        Where a block begins; the order of its keys; and, for each key in it, where in the sorted block those with this
-        key begin and end, and where among all they belong.
+        Where a block lies; and, unless there is one group only, the order of its elements by their groups, and, for
+        each group in it, where in that order those of the group begin and end, and where they belong.
     """
-    blocks = [keys[start : start + _SORTED_AT_ONCE] for start in range(0, len(keys), _SORTED_AT_ONCE)]
-    counts = np.array([np.bincount(block, minlength=256) for block in blocks]).reshape(-1, 256)
-    totals = counts.sum(axis=0)
-    places = np.cumsum(totals) - totals + np.cumsum(counts, axis=0) - counts
-    ends = np.cumsum(counts, axis=1)
-    for number, block in enumerate(blocks):
-        seen = np.flatnonzero(counts[number])
-        columns = (ends[number] - counts[number])[seen], ends[number][seen], places[number][seen]
-        order = np.argsort(block, kind="stable")
-        yield number * _SORTED_AT_ONCE, order, list(zip(*(column.tolist() for column in columns), strict=True))
+    if len(starts) == 1:
+        yield from ((at, None) for at in _blocks(base))
+        return
+    places = starts.copy()
+    for start in range(0, len(base), _SORTED_AT_ONCE):
+        at = slice(start, start + _SORTED_AT_ONCE)
+        numbers = groups[_keys(base[at], is_float)]
+        counts = np.bincount(numbers, minlength=len(starts))
+        ends, seen = np.cumsum(counts), np.flatnonzero(counts)
+        columns = (ends - counts)[seen], ends[seen], places[seen]
+        order = np.argsort(numbers, kind="stable")
+        yield at, (order, list(zip(*(column.tolist() for column in columns), strict=True)))
+        places += counts
 
 
-# --- small values -------------------------------------------------------------------------------
+# --- values packed into bits ----------------------------------------------------------------------
 
 
-def packed(plane: NDArray[np.uint8], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Put values into 2 or 4 bits each, the first into the lowest; return these, and those that are too large.
+def measure(values: Elements, step: int, /) -> tuple[int, int]:
+    """Look at every value after so many.
 
-    A value that does not fit has all bits set in its place.
+    Returns:
+        The sum of their lengths, each in bits from its highest one on, of a float64 that is nearest to it; and the sum
+        of what is small of them, of each at most 8.
     """
-    largest = (1 << bits) - 1
-    fitting = np.zeros(len(plane) + -len(plane) % (8 // bits), np.uint8)
-    np.minimum(plane, largest, out=fitting[: len(plane)])
-    large = plane[plane >= largest]
-    if bits == _PAIRED:
-        pairs = fitting.view("<u2")
-        return (pairs | (pairs >> 4)).astype(np.uint8), large
-    fours = fitting.view("<u4")
-    return (fours | (fours >> 6) | (fours >> 12) | (fours >> 18)).astype(np.uint8), large
+    sample = values[::step]
+    return int(np.frexp(sample.astype(np.float64))[1].sum()), int(np.minimum(sample, _SMALL).sum(dtype=np.int64))
 
 
-def unpacked(values: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
-    """Return `count` values that were packed, those that were too large as the largest that fits."""
-    if bits == _PAIRED:
-        pairs = values.astype("<u2")
+def pack(values: Elements, low_bits: int, top_bits: int, low: Bytes, top: Bytes, large: Elements, /) -> int:
+    """Divide values into their lowest bits, small tops, and what the tops of large values exceed these by.
+
+    Args:
+        values: n elements.
+        low_bits: how many lowest bits go to `low`.
+        top_bits: 1, 2, 4 or 8: the bits of a top, which is the rest of a value, but at most as many ones.
+        low: the low bits: planes of whole bytes; then of the bits that are left 4, 2 and 1, each if that many are,
+            packed one after another.
+        top: the tops, packed.
+        large: for each top of ones only, the rest of the value less that top; has room for n.
+
+    Returns:
+        How many such tops there are.
+    """
+    count, place, shift = len(values), 0, 0
+    while low_bits - shift >= 8:  # noqa: PLR2004 -- a byte
+        low[place : place + count] = np.right_shift(values, shift).astype(np.uint8)
+        place, shift = place + count, shift + 8
+    for bits in _LOW_PARTS:
+        if low_bits & bits:
+            part = _together(np.right_shift(values, shift).astype(np.uint8) & np.uint8((1 << bits) - 1), bits)
+            low[place : place + len(part)] = part
+            place, shift = place + len(part), shift + bits
+    rest, most = np.right_shift(values, low_bits), (1 << top_bits) - 1
+    top[...] = _together(np.minimum(rest, most).astype(np.uint8), top_bits)
+    found = rest[rest >= most] - values.dtype.type(most)
+    large[: len(found)] = found
+    return len(found)
+
+
+def unpack(low: Bytes, top: Bytes, large: Elements, low_bits: int, top_bits: int, out: Elements, /) -> int:
+    """Undo `pack`, into `out`; where there are too few large values, 0 stands for them.
+
+    Returns:
+        How many tops there are that a large value belongs to.
+    """
+    count, most = len(out), (1 << top_bits) - 1
+    tops = _apart(top, top_bits, count)
+    out[...] = tops
+    marked = np.flatnonzero(tops == most)
+    taken = min(len(marked), len(large))
+    out[marked[:taken]] += large[:taken]
+    np.left_shift(out, low_bits, out=out)
+    place = shift = 0
+    while low_bits - shift >= 8:  # noqa: PLR2004 -- a byte
+        out |= low[place : place + count].astype(out.dtype) << shift
+        place, shift = place + count, shift + 8
+    for bits in _LOW_PARTS:
+        if low_bits & bits:
+            size = -(-count * bits // 8)
+            out |= _apart(low[place : place + size], bits, count).astype(out.dtype) << shift
+            place, shift = place + size, shift + bits
+    return len(marked)
+
+
+def _together(values: Bytes, bits: int) -> Bytes:
+    """Put values of so many bits into bytes, the first into the lowest bits."""
+    if bits == 8:  # noqa: PLR2004 -- a byte
+        return values
+    if bits == 1:
+        return np.packbits(values, bitorder="little")
+    padded = np.zeros(len(values) + -len(values) % 4, np.uint8)
+    padded[: len(values)] = values
+    pairs = padded.view("<u2")
+    pairs |= pairs >> (8 - bits)
+    if bits == 4:  # noqa: PLR2004 -- half a byte
+        return pairs.astype(np.uint8)[: -(-len(values) // 2)]
+    fours = pairs.view("<u4")
+    return (fours & 15 | (fours >> 12 & 0xF0)).astype(np.uint8)
+
+
+def _apart(packed: Bytes, bits: int, count: int) -> Bytes:
+    """Return `count` values of so many bits that were put together."""
+    if bits == 8:  # noqa: PLR2004 -- a byte
+        return packed
+    if bits == 1:
+        return np.unpackbits(packed, count=count, bitorder="little")
+    if bits == 4:  # noqa: PLR2004 -- half a byte
+        pairs = packed.astype("<u2")
         pairs |= pairs << 4
         pairs &= 0x0F0F
         return pairs.view(np.uint8)[:count]
-    fours = values.astype("<u4")
+    fours = packed.astype("<u4")
     fours |= fours << 12
     fours |= fours << 6
     fours &= 0x03030303

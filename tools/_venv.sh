@@ -16,11 +16,11 @@ find_python() {
     return 1
 }
 
-# install NAME REQUIREMENT...: installs once for each state of pyproject.toml.
+# install NAME REQUIREMENT...: installs once for each state of pyproject.toml and of what is compiled.
 install() {
     local name=$1 stamp python
     shift
-    stamp="$VENV/.installed-$name-$(cksum <"$ROOT/pyproject.toml" | cut -d ' ' -f 1)"
+    stamp="$VENV/.installed-$name-$(cat "$ROOT/pyproject.toml" "$ROOT/cas_checkpoint/_kernels.c" | cksum | cut -d ' ' -f 1)"
     if [ -e "$stamp" ]; then return; fi
     if [ ! -x "$VENV/bin/python" ]; then
         python=$(find_python)

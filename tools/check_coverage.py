@@ -12,6 +12,7 @@ COMPLETE = [
     "ids",
     "chunking",
     "codecs",
+    "kernels",
     "planes",
     "elements",
     "dtypes",

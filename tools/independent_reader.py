@@ -56,7 +56,9 @@ def decode(blob: bytes, plain_size: int, base: bytes | None = None) -> bytes:
 
 
 def expand(data: bytes, size: int) -> bytes:
-    """Read bytes that are raw or a frame, as the first byte says."""
+    """Read bytes that are raw, a frame, or zeros, as the first byte says."""
+    if data == b"\2":
+        return bytes(size)
     known = data[0] == 0 or (data[0] == 1 and zstandard.frame_content_size(data[1:]) == size)
     require(known, "a frame has a wrong size, or is in an unknown coding")
     plain = zstandard.ZstdDecompressor().decompress(data[1:], allow_extra_data=False) if data[0] else data[1:]
@@ -71,45 +73,82 @@ def part(data: bytes) -> tuple[bytes, bytes]:
     return data[:1] + data[5:end], data[end:]
 
 
+def bits(data: bytes, width: int, count: int) -> list[int]:
+    """Read numbers of so many bits, the first in the lowest bits."""
+    return [data[at * width // 8] >> at * width % 8 & 2**width - 1 for at in range(count)]
+
+
+def packed(data: bytes, width: int, count: int) -> tuple[list[int], bytes]:
+    """Read values of so many bytes each: low bits, small tops, and what the tops of large ones exceed these by."""
+    require(len(data) >= 6, "packed values are cut short")
+    low, top, large = data[0], data[1], int.from_bytes(data[2:6], "little")
+    require(low <= 8 * width - 8 and top in {1, 2, 4, 8} and large <= count, "packed values have an unknown shape")
+    values, rest, at = [0] * count, data[6:], 0
+    for step in [8] * (low // 8) + [step for step in (4, 2, 1) if low & step]:
+        size = -(-count * step // 8)
+        require(size <= len(rest), "low bits are cut short")
+        values = [value | more << at for value, more in zip(values, bits(rest, step, count), strict=True)]
+        rest, at = rest[size:], at + step
+    data, rest = part(rest)
+    tops = bits(expand(data, -(-count * top // 8)), top, count)
+    marks = [number for number, value in enumerate(tops) if value == 2**top - 1]
+    require(len(marks) == large, "packed values have another number of large ones")
+    for place in range(width if large else 0):
+        data, rest = part(rest)
+        for number, byte in zip(marks, expand(data, large), strict=True):
+            tops[number] += byte << 8 * place
+    top = 256**width
+    return [(value | high << low) % top for value, high in zip(values, tops, strict=True)], rest
+
+
 def plane(data: bytes, count: int) -> bytes:
-    """Read one byte of each element; small values may be packed into 2 or 4 bits, large ones come after them."""
-    if data[0] < 2:
+    """Read one byte of each element, which may be packed values."""
+    if data[0] != 3:
         return expand(data, count)
-    bits = {2: 2, 3: 4}[data[0]]
-    small, rest = part(data[5:])
-    packed = expand(small, -(-count * bits // 8))
-    values = bytearray(packed[i * bits // 8] >> i * bits % 8 & 2**bits - 1 for i in range(count))
-    large = [i for i, value in enumerate(values) if value == 2**bits - 1]
-    require(len(large) == int.from_bytes(data[1:5], "little"), "a plane has another number of large values")
-    for i, value in zip(large, expand(rest, len(large)), strict=True):
-        values[i] = value
+    values, rest = packed(data[1:], 1, count)
+    require(not rest, "a plane goes on after its values")
     return bytes(values)
 
 
-def join(blob: bytes, size: int, base: bytes | None) -> bytes:
-    """Put planes together; those of a delta are differences from the base."""
-    codec, shape, rest = blob[0], blob[1], blob[2:]
-    require(shape < (8 if codec == 2 else 16), "a blob has an unknown shape")
-    width, is_float = 1 << (shape & 3), bool(shape & 4)
-    planes, top = [], 1 << 8 * width - 1
+def joined(rest: bytes, width: int, count: int, *, is_float: bool) -> tuple[list[int], bytes]:
+    """Put planes together."""
+    planes = []
     for _ in range(width):
         data, rest = part(rest)
-        planes.append(plane(data, size // width))
-    require(len(rest) == size % width, "a blob has another number of bytes after its planes")
+        planes.append(plane(data, count))
     values = [int.from_bytes(column, "little") for column in zip(*planes, strict=True)]
-    if codec == 2 and is_float:
-        values = [value >> 1 | (value & 1) * top for value in values]
-    elif codec == 3:
-        base = base or b""
-        require(len(base) == size, "a delta has no base of its size")
-        lower = [int.from_bytes(base[at : at + width], "little") for at in range(0, size - len(rest), width)]
-        if shape & 8:  # sorted by the highest byte of the base, without its sign
-            shift = 8 * width - (9 if is_float and width > 1 else 8)
-            order = sorted(range(len(lower)), key=lambda number: lower[number] >> shift & 255)
-            values = [value for _, value in sorted(zip(order, values, strict=True))]
-        lower = [(value ^ (2 * top - 1 if value & top else top)) if is_float else value for value in lower]
-        values = [(value >> 1 ^ -(value & 1)) + old & 2 * top - 1 for value, old in zip(values, lower, strict=True)]
-        values = [(value ^ (top if value & top else 2 * top - 1)) if is_float else value for value in values]
+    return [value >> 1 | (value & 1) << 8 * width - 1 for value in values] if is_float else values, rest
+
+
+def added(rest: bytes, width: int, lower: list[int], *, is_float: bool) -> tuple[list[int], bytes]:
+    """Add differences, which are grouped by the highest byte of the base without its sign, to the base."""
+    groups, top = 1 + rest[0], 1 << 8 * width - 1
+    lasts, rest = list(rest[1 : 1 + groups]), rest[1 + groups :]
+    require([*sorted(set(lasts)), 255][:groups] == lasts and lasts[-1] == 255, "a delta has no groups")
+    shift = 8 * width - (9 if is_float and width > 1 else 8)
+    keys = [old >> shift & 255 for old in lower]
+    values = [0] * len(lower)
+    for first, last in zip([-1, *lasts], lasts, strict=False):
+        numbers = [number for number, key in enumerate(keys) if first < key <= last]
+        found, rest = packed(rest, width, len(numbers))
+        for number, value in zip(numbers, found, strict=True):
+            values[number] = value
+    lower = [(value ^ (2 * top - 1 if value & top else top)) if is_float else value for value in lower]
+    values = [(value >> 1 ^ -(value & 1)) + old & 2 * top - 1 for value, old in zip(values, lower, strict=True)]
+    return [(value ^ (top if value & top else 2 * top - 1)) if is_float else value for value in values], rest
+
+
+def join(blob: bytes, size: int, base: bytes | None) -> bytes:
+    """Put planes together, or add differences to the base."""
+    require(len(blob) > 1 and blob[1] < 8, "a blob has an unknown shape")
+    width, is_float, base = 1 << (blob[1] & 3), bool(blob[1] & 4), base or b""
+    if blob[0] == 2:
+        values, rest = joined(blob[2:], width, size // width, is_float=is_float)
+    else:
+        require(len(base) == size and len(blob) > 2, "a delta has no base of its size")
+        lower = [int.from_bytes(base[at : at + width], "little") for at in range(0, size - size % width, width)]
+        values, rest = added(blob[2:], width, lower, is_float=is_float)
+    require(len(rest) == size % width, "a blob has another number of bytes after its planes")
     return b"".join(value.to_bytes(width, "little") for value in values) + rest
 
 
@@ -156,7 +195,9 @@ class Snapshot:
         self.deltas: dict[bytes, tuple[str, int, int, int, int, bytes]] = {}
         header = self.read_record("cas-checkpoint", b"H", 2**16, {"chunk_id": "blake3-256", "key_slots": []})
         features = header["features"]["read"]
-        require(type(features) is list and {*features} <= {"moves", "tensors"}, f"unknown features: {features!r:.200}")
+        require(
+            type(features) is list and {*features} <= {"moves", "tensors-2"}, f"unknown features: {features!r:.200}"
+        )
         escaped = re.sub(rb"[^a-z0-9_.-]|\A\.|\.\Z", lambda byte: b"%%%02x" % ord(byte[0]), series.encode()).decode()
         wanted = re.compile(f"{sequence.zfill(16) if sequence else '[0-9]{16}'}-[0-9a-f]{{32}}")
         for key in sorted(filter(wanted.fullmatch, os.listdir(f"{store}/commits/{escaped}")), reverse=True):

@@ -165,9 +165,9 @@ def part(coding: int, data: bytes) -> bytes:
     return struct.pack("<BI", coding, len(data)) + data
 
 
-def packed_part(coding: int, count: int, small: tuple[int, bytes], large: tuple[int, bytes]) -> bytes:
-    """Return a plane of small values and so many large ones, each with its coding."""
-    return part(coding, struct.pack("<I", count) + part(*small) + bytes((large[0],)) + large[1])
+def packed_values(count: int, low: int, top: int, *parts: bytes, bits: bytes = b"") -> bytes:
+    """Return packed values of which so many are large: their low bits, and the parts for tops and what exceeds them."""
+    return struct.pack("<BBI", low, top, count) + bits + b"".join(parts)
 
 
 def floats(seed: str, count: int, *, moved: float = 0.0) -> list[float]:
@@ -201,51 +201,64 @@ def tensor_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
     frame = zstandard.ZstdCompressor(level=3, write_content_size=True).compress
     few = bytes((3, 0, 1, 200, 2, 0, 1)) * 13
     many = bytes(200 if byte < 20 else byte % 3 for byte in stream("many", 701))
-    large, larger = (bytes(value for value in many if value >= largest) for largest in (3, 15))
-    two_frames = packed_part(2, len(large), (1, frame(pack_bits(2, many))), (1, frame(large)))
-    four_frames = packed_part(3, len(larger), (1, frame(pack_bits(4, many))), (1, frame(larger)))
+    large, larger, ones = (bytes(value - top for value in many if value >= top) for top in (3, 15, 1))
+    two = packed_values(26, 0, 2, part(0, pack_bits(2, few)), part(0, b"\0\xc5" * 13))
+    four = packed_values(13, 0, 4, part(0, pack_bits(4, few)), part(0, bytes((200 - 15,)) * 13))
+    two_frames = packed_values(len(large), 0, 2, part(1, frame(pack_bits(2, many))), part(1, frame(large)))
+    four_frames = packed_values(len(larger), 0, 4, part(1, frame(pack_bits(4, many))), part(1, frame(larger)))
+    one_bit = packed_values(len(ones), 0, 1, part(1, frame(pack_bits(1, many))), part(1, frame(ones)))
+    numbers = [value * 37 % 1000 + (value % 50 == 0) * 60_000 for value in range(150)]
+    noise, tops = [value & 31 for value in numbers], [value >> 5 for value in numbers]
+    large_tops = b"".join((top - 255).to_bytes(2, "little") for top in tops if top >= 255)
+    wide = packed_values(
+        len(large_tops) // 2, 5, 8, part(0, bytes(min(top, 255) for top in tops)),
+        part(0, large_tops[::2]), part(0, large_tops[1::2]),
+        bits=pack_bits(4, bytes(value & 15 for value in noise)) + pack_bits(1, bytes(value >> 4 for value in noise)),
+    )  # fmt: skip
+    unzigzag = [value // 2 if value % 2 == 0 else -(value + 1) // 2 for value in numbers]
+    moved = b"".join((1000 + step & 65535).to_bytes(2, "little") for step in unzigzag)
     low, zeros = bytes(range(40)), part(1, frame(bytes(40)))
     pairs = bytes(byte for value in low for byte in (value, 0))
     halves = part(0, b"\x01\x02" * 30) + part(1, frame(b"\x7f" * 60))
     blobs: dict[str, tuple[bytes, bytes, bytes | None]] = {
         "planes-raw": (b"\2\1" + part(0, low) + zeros, pairs, None),
         "planes-zstd": (b"\2\0" + part(1, frame(bytes(500))), bytes(500), None),
-        "planes-two-bits": (b"\2\0" + packed_part(2, 26, (0, pack_bits(2, few)), (0, b"\3\xc8" * 13)), few, None),
-        "planes-four-bits": (b"\2\0" + packed_part(3, 13, (0, pack_bits(4, few)), (0, b"\xc8" * 13)), few, None),
-        "planes-two-bits-of-frames": (b"\2\0" + two_frames, many, None),
-        "planes-four-bits-of-frames": (b"\2\0" + four_frames, many, None),
+        "planes-zeros": (b"\2\1" + part(0, low) + part(2, b""), pairs, None),
+        "planes-two-bits": (b"\2\0" + part(3, two), few, None),
+        "planes-four-bits": (b"\2\0" + part(3, four), few, None),
+        "planes-one-bit": (b"\2\0" + part(3, one_bit), many, None),
+        "planes-two-bits-of-frames": (b"\2\0" + part(3, two_frames), many, None),
+        "planes-four-bits-of-frames": (b"\2\0" + part(3, four_frames), many, None),
         "planes-without-large-values": (
-            b"\2\0" + packed_part(2, 0, (0, b"\x24\x49\x92" * 8), (0, b"")), b"\0\1\2" * 32, None,
+            b"\2\0" + part(3, packed_values(0, 0, 2, part(0, b"\x24\x49\x92" * 8))), b"\0\1\2" * 32, None,
         ),
         "planes-of-bytes-that-are-floats": (
             b"\2\4" + part(1, frame(b"\x01\x02\xff" * 30)), b"\x80\x01\xff" * 30, None,
         ),
         "planes-of-two-bytes-that-are-floats": (b"\2\5" + halves + b"?", b"\x80\xbf\x81\x3f" * 30 + b"?", None),
         "delta-of-bytes": (
-            b"\3\0" + part(1, frame(b"\0\1\2\3\xff" * 20)), b"\7\xff\0\5\x80" * 20, b"\7\0\xff\7\0" * 20,
+            b"\3\0\0\xff" + packed_values(20, 0, 8, part(1, frame(b"\0\1\2\3\xff" * 20)), part(2, b"")),
+            b"\7\xff\0\5\x80" * 20, b"\7\0\xff\7\0" * 20,
         ),
         "delta-of-bytes-that-are-floats": (
-            b"\3\4" + part(1, frame(b"\2\1\2" * 30)), b"\0\x80\x80" * 30, b"\x80\0\x81" * 30,
+            b"\3\4\0\xff" + packed_values(0, 0, 8, part(1, frame(b"\2\1\2" * 30))),
+            b"\0\x80\x80" * 30, b"\x80\0\x81" * 30,
         ),
-        "delta-two-bits": (
-            b"\3\0" + packed_part(2, 26, (0, pack_bits(2, few)), (0, b"\3\xc8" * 13)),
-            bytes((5, 7, 6, 107, 8, 7, 6)) * 13,
-            b"\7" * 91,
-        ),
-        "delta-four-bits-in-order": (
-            b"\3\x08" + packed_part(3, 13, (0, pack_bits(4, few)), (0, b"\xc8" * 13)),
-            bytes((5, 7, 6, 107, 8, 7, 6)) * 13,
-            b"\7" * 91,
-        ),
-        "delta-in-order": (
-            b"\3\x08" + part(1, frame(b"\2" * 20 + b"\4" * 20 + b"\6" * 40)),
-            b"\x0c\1\x0c\3" * 20,
-            b"\x09\0\x09\1" * 20,
+        "delta-two-bits": (b"\3\0\0\xff" + two, bytes((5, 7, 6, 107, 8, 7, 6)) * 13, b"\7" * 91),
+        "delta-of-no-change": (b"\3\2\0\xff" + packed_values(0, 0, 1, part(2, b"")), b"abcd" * 40, b"abcd" * 40),
+        "delta-with-low-bits": (b"\3\1\0\xff" + wide, moved, b"\xe8\3" * 150),
+        "delta-in-groups": (
+            b"\3\0\2\0\x08\xff"
+            + packed_values(0, 0, 8, part(1, frame(b"\2" * 60)))
+            + packed_values(0, 0, 4, part(1, frame(b"\x44" * 30)))
+            + packed_values(0, 0, 8, part(1, frame(b"\6" * 120))),
+            b"\x0c\1\x0c\3" * 60,
+            b"\x09\0\x09\1" * 60,
         ),
     }  # fmt: skip
-    for blob, plain, _ in (blobs := blobs | encoded_blobs()).values():
+    for name, (blob, plain, _) in (blobs := blobs | encoded_blobs()).items():
         if len(blob) > len(plain) + 1:
-            raise ValueError("a blob is larger than it may be")
+            raise ValueError(f"the blob {name} is larger than it may be")
     return blobs
 
 
@@ -260,15 +273,13 @@ def encoded_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
             codec, payload = Encoder().encode(base, elements)
             if codec is Codec.PLANES:
                 blobs[f"planes-{name}"] = (bytes((codec,)) + payload, base, None)
-            for ordered in (False, True):
-                payload = delta_of(plain, base, elements, ordered=ordered)
-                blobs[f"delta-{name}{'-in-order' if ordered else ''}"] = (payload, plain, base)
+            blobs[f"delta-{name}"] = (delta_of(plain, base, elements), plain, base)
     return blobs
 
 
-def delta_of(chunk: bytes, base: bytes, elements: Elements, *, ordered: bool = False) -> bytes:
+def delta_of(chunk: bytes, base: bytes, elements: Elements) -> bytes:
     """Return a blob of codec 3."""
-    payload = Encoder().encode_delta(chunk, base, elements, ordered=ordered, limit=len(chunk))
+    payload = Encoder().encode_delta(chunk, base, elements, thorough=True, limit=len(chunk))
     if payload is None:
         raise ValueError("a delta is larger than its chunk")
     return b"\3" + payload
@@ -373,10 +384,10 @@ def sample_packs() -> dict[str, bytes]:
 
 
 def simple_delta_of(chunk: bytes, base: bytes) -> bytes:
-    """Return a blob of codec 3 in its simplest form: differences of bytes, in one plane that is a zstd frame."""
+    """Return a blob of codec 3 in its simplest form: differences of bytes, none of them large, in one frame."""
     differences = (((one - other + 128) & 255) - 128 for one, other in zip(chunk, base, strict=True))
     frame = zstandard.ZstdCompressor(level=3).compress(bytes((2 * d if d >= 0 else -2 * d - 1) for d in differences))
-    return b"\3\0\1" + struct.pack("<I", len(frame)) + frame
+    return b"\3\0\0\xff" + packed_values(0, 0, 8, part(1, frame))
 
 
 def delta_pack() -> bytes:
@@ -664,7 +675,7 @@ def tensor_store() -> StoreMaker:
         codec, payload = Encoder().encode(first, elements)
         maker.coded[first] = (bytes((codec,)) + payload, None)
         maker.coded[second] = (delta_of(second, first, elements), first)
-        maker.coded[third] = (delta_of(third, first, elements, ordered=True), first)
+        maker.coded[third] = (delta_of(third, first, elements), first)
         for tree, data in zip(trees, (first, second, third), strict=True):
             tree.append(file(name, data))
     more = [other(b"", EntryType.DIRECTORY), file(b"words", b"what is no tensor " * 100)]
@@ -1034,13 +1045,15 @@ def changed(kind: Kind, data: bytes, change: Mapping[str, object]) -> bytes:
     return encode_record(kind, decode_record(kind, data)._map | dict(change)) if change else data  # noqa: SLF001
 
 
-def blob_pack(plain: bytes, blob: bytes, *, size: int, check: int | None = None, base: bytes | None = None) -> bytes:
-    """Return a pack in which one chunk stands as a given blob, and which also holds the entries of `Parts`."""
+def blob_pack(
+    plain: bytes, blob: bytes, *, size: int, check: int | None = None, base: bytes | None = None, beside: bytes = DATA
+) -> bytes:
+    """Return a pack in which one chunk stands as a given blob, and which also holds that and the entries of `Parts`."""
     builder = PackBuilder(PackId(KEY.transaction), memoryview(bytearray(1)))  # for a blob without payload
     crc = zlib.crc32(blob) if blob[0] else 0
     of = None if base is None else chunk_id(base)
     builder.add(chunk_id(plain), blob[0], blob[1:], size, crc if check is None else check, base=of)
-    for chunk in sorted({DATA, HEAVY, b"".join(Parts().entries)} - {plain}):
+    for chunk in sorted({DATA, HEAVY, beside, b"".join(Parts().entries)} - {plain}):
         builder.add(chunk_id(chunk), 0, chunk, len(chunk), 0)
     return b"".join(builder.finish()[1])
 
@@ -1078,23 +1091,27 @@ def broken_planes() -> dict[str, bytes]:
     """Return blobs of codecs 2 and 3 that stand for HEAVY and must be refused; none is larger than a blob may be."""
     frame = zstandard.ZstdCompressor(level=19).compress
     size, half = len(HEAVY), part(1, frame(HEAVY[::2])) + part(1, frame(HEAVY[1::2]))
-    values = (1, frame(b"\xff" * -(-size // 4)))
+    tops, more = part(1, frame(b"\xff" * -(-size // 4))), part(1, frame(bytes(size)))
+    nothing = packed_values(0, 0, 8, part(2, b""))
     return {
         "planes-cut-off": b"\2\1" + half[:-1],
         "planes-with-more-after-them": b"\2\1" + half + b"\0",
         "planes-cut-off-in-a-size": b"\2\1" + half[:3],
         "planes-of-one-too-few": b"\2\1" + part(1, frame(HEAVY)),
         "planes-of-an-unknown-shape": b"\2\x11" + half,
-        "planes-in-order": b"\2\x09" + half,
         "planes-of-an-unknown-coding": b"\2\0" + part(4, frame(HEAVY)),
         "planes-of-another-size": b"\2\0" + part(1, frame(HEAVY[:-1])),
         "planes-whose-frame-is-a-bomb": b"\2\0" + part(1, frame(bytes(2**23))),
-        "planes-with-fewer-large-values": b"\2\0" + packed_part(2, size - 1, values, (1, frame(HEAVY[1:]))),
-        "planes-with-2-to-the-32-large-values": b"\2\0" + packed_part(2, 2**32 - 1, values, (1, frame(HEAVY))),
-        "planes-packed-twice": b"\2\0" + packed_part(2, size, (2, values[1]), (1, frame(HEAVY))),
+        "planes-of-zeros-that-are-not-empty": b"\2\0" + part(2, b"\0"),
+        "planes-with-fewer-large-values": b"\2\0" + part(3, packed_values(size - 1, 0, 2, tops, part(2, b""))),
+        "planes-with-2-to-the-32-large-values": b"\2\0" + part(3, packed_values(2**32 - 1, 0, 2, tops, more)),
+        "planes-packed-twice": b"\2\0" + part(3, packed_values(0, 0, 8, part(3, nothing))),
         "planes-packed-and-cut-off": b"\2\0" + part(3, b"\0\0\0"),
+        "planes-packed-with-low-bits-of-bytes": b"\2\0" + part(3, packed_values(0, 1, 8, part(2, b""))),
+        "planes-packed-with-tops-of-3-bits": b"\2\0" + part(3, packed_values(0, 0, 3, part(2, b""))),
+        "planes-packed-with-more-after-them": b"\2\0" + part(3, nothing + b"\0"),
         "planes-of-other-content": b"\2\0" + part(1, frame(HEAVY[::-1])),
-        "delta-that-is-not-listed": b"\3\0" + part(1, frame(bytes(size))),
+        "delta-that-is-not-listed": b"\3\0\0\xff" + nothing,
     }
 
 
@@ -1102,7 +1119,21 @@ def broken_tensors() -> dict[str, tuple[Objects, str]]:
     """Return stores in which planes or deltas are not what they should be."""
     size, damaged = len(HEAVY), "DamagedObject"
     cases = {name: (blob_pack(HEAVY, blob, size=size), damaged) for name, blob in broken_planes().items()}
-    nothing = b"\3\0" + part(1, zstandard.ZstdCompressor(level=19).compress(bytes(size)))
+    nothing = packed_values(0, 0, 8, part(2, b""))
+    wrong = {
+        "delta-without-groups": b"\3\0",
+        "delta-whose-groups-are-cut-off": b"\3\0\5\1\2",
+        "delta-whose-groups-end-too-soon": b"\3\0\0\xfe" + nothing,
+        "delta-whose-groups-go-back": b"\3\0\2\7\7\xff" + 3 * nothing,
+        "delta-of-one-group-too-few": b"\3\0\1\7\xff" + nothing,
+        "delta-of-one-group-too-many": b"\3\0\0\xff" + 2 * nothing,
+        "delta-whose-low-bits-are-cut-off": b"\3\1\0\xff" + packed_values(0, 8, 8, bits=bytes(9)),
+    }
+    base = b"x" * size
+    cases |= {
+        name: (blob_pack(HEAVY, blob, size=size, base=base, beside=base), damaged) for name, blob in wrong.items()
+    }
+    nothing = b"\3\0\0\xff" + nothing
     cases |= {
         "delta-of-what-is-in-no-pack": (blob_pack(HEAVY, nothing, size=size, base=bytes(size)), "MissingObject"),
         "delta-of-itself": (blob_pack(HEAVY, nothing, size=size, base=HEAVY), "MissingObject"),

@@ -14,6 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cas_checkpoint import codecs, kernels, planes
 from cas_checkpoint.codecs import BLOB_OVERHEAD, DEFAULT_LEVEL, MAX_CHUNK_SIZE, Codec, Decoder, Encoder, blob_check
 from cas_checkpoint.elements import ELEMENTS, Elements
 from cas_checkpoint.errors import DamagedObject, UnsupportedStore
@@ -192,10 +193,10 @@ def test_a_chunk_with_a_sample_that_can_be_compressed_is(at):
 
 ALL_ELEMENTS = sorted(set(ELEMENTS.values()) | {Elements(8, is_float=True)})
 SIZES = [*range(17), 31, 100, 257, 4096, 5003]
-RAW, ZSTD, TWO_BITS, FOUR_BITS = range(4)
+RAW, ZSTD, NOTHING, PACKED = range(4)
 
 all_elements = pytest.mark.parametrize("elements", ALL_ELEMENTS, ids=str)
-orders = pytest.mark.parametrize("ordered", [False, True], ids=["as they are", "ordered"])
+efforts = pytest.mark.parametrize("thorough", [False, True], ids=["quick", "thorough"])
 
 
 def normal(count, dtype, seed=0, scale=0.05):
@@ -220,12 +221,12 @@ def fillings(size):
     yield (np.arange(size // 8 + 1) * 1000).astype("<i8").tobytes()
 
 
-def payload_of(chunk, base, elements, *, ordered=False, limit=2**40):
-    return Encoder().encode_delta(chunk, base, elements, ordered=ordered, limit=limit)
+def payload_of(chunk, base, elements, *, thorough=False, limit=2**40):
+    return Encoder().encode_delta(chunk, base, elements, thorough=thorough, limit=limit)
 
 
 def parts_of(payload):
-    """Return the shape of a payload, coding and bytes of each plane, and what is left over."""
+    """Return the shape of a payload of planes, coding and bytes of each, and what is left over."""
     shape, at, parts = payload[0], 1, []
     for _ in range(1 << (shape & 3)):
         coding, size = struct.unpack_from("<BI", payload, at)
@@ -252,15 +253,15 @@ def test_a_chunk_of_known_elements_comes_back_and_is_never_larger(elements, size
 
 
 @all_elements
-@orders
+@efforts
 @pytest.mark.parametrize("size", SIZES)
-def test_a_delta_comes_back(elements, ordered, size):
+def test_a_delta_comes_back(elements, thorough, size):
     encoder, decoder = Encoder(), Decoder()
     for number, data in enumerate(fillings(size)):
         base = data[:size]
         for changed in (base, sparse(size, number), bytes(byte ^ (byte % 7 == 0) for byte in base), base[::-1]):
-            payload = encoder.encode_delta(changed, base, elements, ordered=ordered, limit=2**40)
-            assert payload == payload_of(changed, bytearray(base), elements, ordered=ordered)
+            payload = encoder.encode_delta(changed, base, elements, thorough=thorough, limit=2**40)
+            assert payload == payload_of(changed, bytearray(base), elements, thorough=thorough)
             assert bytes(decoder.decode(b"\3" + payload, size, base)) == changed
 
 
@@ -270,23 +271,23 @@ def test_any_chunk_comes_back_from_planes_and_deltas(data):
     size = data.draw(st.integers(0, 300))
     pieces = st.binary(max_size=40) | st.builds(bytes, st.integers(0, 60)) | st.sampled_from([b"\x01\0" * 50])
     chunk, base = ((b"".join(data.draw(st.lists(pieces, max_size=12))) + bytes(size))[:size] for _ in range(2))
-    elements, ordered = data.draw(st.sampled_from(ALL_ELEMENTS)), data.draw(st.booleans())
+    elements, thorough = data.draw(st.sampled_from(ALL_ELEMENTS)), data.draw(st.booleans())
     codec, payload = Encoder().encode(chunk, data.draw(st.sampled_from([elements, None])))
     assert len(payload) <= size
     assert bytes(Decoder().decode(bytes((codec,)) + payload, size)) == chunk
-    delta = payload_of(chunk, base, elements, ordered=ordered)
+    delta = payload_of(chunk, base, elements, thorough=thorough)
     assert bytes(Decoder().decode(b"\3" + delta, size, base)) == chunk
 
 
 @all_elements
-@orders
-def test_large_chunks_come_back(elements, ordered):
+@efforts
+def test_large_chunks_come_back(elements, thorough):
     base = random.Random(1).randbytes(300_001)
     lower = np.frombuffer(base, "<u1").copy()
     lower[:: elements.width] ^= 3
     chunk = lower.tobytes()
     assert bytes(Decoder().decode(Encoder().blob(chunk), len(chunk))) == chunk
-    payload = payload_of(chunk, base, elements, ordered=ordered, limit=len(chunk))
+    payload = payload_of(chunk, base, elements, thorough=thorough, limit=len(chunk))
     assert len(payload) < len(chunk) / (1 if elements.width == 1 else 1.2)
     assert bytes(Decoder().decode(b"\3" + payload, len(chunk), base)) == chunk
 
@@ -351,20 +352,63 @@ def mixed(zeros, small, size=20_000):
 
 
 def test_each_coding_of_a_plane_is_chosen_where_it_suits():
-    one_plane(bytes(5000), ZSTD)
-    assert len(one_plane(mixed(0.9, 0.9), TWO_BITS)) < 20_000 / 8
-    assert len(one_plane(mixed(0.65, 0.9), FOUR_BITS)) < 20_000 / 4
+    one_plane(bytes(5000), NOTHING)
+    one_plane(bytes(4999) + b"!", ZSTD)
+    for zeros, top_bits in ((0.97, 1), (0.93, 2), (0.65, 4)):
+        data = one_plane(mixed(zeros, 0.99), PACKED)
+        assert data[1] in {top_bits, 2 * top_bits}
+        assert len(data) < 20_000 * top_bits / 8
     one_plane(bytes(random.Random(1).choices(b"abcd", k=5000)), ZSTD)
     incompressible = np.stack([np.frombuffer(random.Random(1).randbytes(5000), np.uint8), np.zeros(5000, np.uint8)], 1)
     payload = Encoder().encode(incompressible.tobytes(), Elements(2, is_float=False))[1]
-    assert codings_of(payload) == [RAW, ZSTD]
+    assert codings_of(payload) == [RAW, NOTHING]
 
 
-def test_a_plane_for_which_its_coding_does_nothing_is_stored_as_it_is():
-    few = bytes((3, 1, 4, 1, 5))
-    shape, parts, rest = parts_of(payload_of(few + b"!", bytes(6), Elements(2, is_float=False)))
-    assert (shape, rest) == (1, b"")
-    assert {coding for coding, _ in parts} == {RAW}
+def test_a_packed_plane_that_is_no_smaller_is_stored_as_it_is():
+    chooser = random.Random(1)
+    plane = bytes(0 if chooser.random() < 0.6 else chooser.randrange(40, 256) for _ in range(30))
+    wide = b"".join(bytes((value, 0)) for value in plane)
+    assert codings_of(Encoder().encode(wide, Elements(2, is_float=False))[1]) == [RAW, NOTHING]
+
+
+def groups_of(payload):
+    """Return the last keys of the groups of a delta, and what follows them."""
+    count = payload[1] + 1
+    return list(payload[2 : 2 + count]), payload[2 + count :]
+
+
+def test_parts_for_which_coding_does_nothing_are_stored_as_they_are():
+    few = bytes((3, 1, 4, 1, 5, 9))
+    payload = payload_of(few + b"!", bytes(7), Elements(2, is_float=False))
+    lasts, packed = groups_of(payload)
+    assert (payload[0], lasts, packed[0], payload[-1:]) == (1, [255], 5, b"!")
+    assert packed[6 + 3 : 6 + 3 + 1] == bytes((RAW,))
+
+
+@all_elements
+def test_numpy_and_compiled_functions_make_the_same_bytes(elements, monkeypatch):
+    chunks = [data[:5003] for data in fillings(5003)]
+    chunks += [normal(70_000, "<f8", scale=scale).tobytes() for scale in (1e-3, 1)]
+
+    def payloads():
+        encoder = Encoder()
+        for base in chunks:
+            yield bytes(encoder.encode(base, elements)[1])
+            for changed in (base, sparse(len(base)), bytes(byte ^ (byte % 7 == 0) for byte in base)):
+                yield encoder.encode_delta(changed, base, elements, thorough=True, limit=2**40)
+
+    found = list(payloads())
+    for name in kernels.__all__:
+        monkeypatch.setattr(codecs, name, getattr(planes, name))
+    assert list(payloads()) == found
+
+
+def test_low_bits_of_large_differences_are_left_alone():
+    base = np.random.default_rng(1).integers(0, 2**32, 50_000, dtype=np.uint32)
+    chunk = base + np.random.default_rng(2).integers(0, 2**20, len(base), dtype=np.uint32)
+    payload = payload_of(chunk.tobytes(), base.tobytes(), Elements(4, is_float=False))
+    assert len(payload) < (20.2 + 1) / 32 * base.nbytes  # and a bit for the sign
+    assert groups_of(payload)[1][0] >= 13
 
 
 @pytest.mark.parametrize("limit", [0, 1, 50])
@@ -380,14 +424,29 @@ def test_a_delta_of_another_size_is_none():
     assert payload_of(bytes(10), bytes(11), Elements(1, is_float=False)) is None
 
 
-def test_an_ordered_delta_of_weights_is_smaller():
-    base = normal(100_000, "<f4")
-    chunk = (base + np.random.default_rng(5).normal(0, 1e-5, len(base))).astype("<f4")
-    sizes = [
-        len(payload_of(chunk.tobytes(), base.tobytes(), ELEMENTS["float32"], ordered=ordered))
-        for ordered in (False, True)
+def entropy(values):
+    """Bytes that values take of which nothing is known but how frequent each is."""
+    counts = np.unique(values, return_counts=True)[1]
+    return -(counts * np.log2(counts / counts.sum())).sum() / 8
+
+
+def test_differences_are_coded_by_the_magnitude_of_the_base():
+    base = normal(200_000, "bfloat16")
+    floats = (base.astype("<u4") << 16).view("<f4")
+    chunk = bfloat16(floats + np.random.default_rng(5).normal(0, 1e-3, len(base))).astype("<u2")
+    found = [
+        payload_of(chunk.tobytes(), base.tobytes(), ELEMENTS["bfloat16"], thorough=thorough)
+        for thorough in (False, True)
     ]
-    assert sizes[1] < sizes[0] < 0.6 * base.nbytes
+    assert len(found[1]) <= len(found[0]) < 0.92 * entropy(chunk - base)
+    assert len(groups_of(found[0])[0]) > 3
+
+
+@all_elements
+@efforts
+def test_what_differs_nowhere_takes_next_to_nothing(elements, thorough):
+    chunk = normal(50_000, "<f8").tobytes()
+    assert len(payload_of(chunk, chunk, elements, thorough=thorough)) < 70 * 20
 
 
 @all_elements
@@ -405,46 +464,76 @@ def part(coding, data):
     return struct.pack("<BI", coding, len(data)) + data
 
 
+def packed(large_count, top_bits, *parts, low_bits=0, low=b""):
+    return struct.pack("<BBI", low_bits, top_bits, large_count) + low + b"".join(parts)
+
+
 def packed_part(bits, count, small, large, *, first=RAW, second=RAW):
-    return part(
-        {2: TWO_BITS, 4: FOUR_BITS}[bits], struct.pack("<I", count) + part(first, small) + bytes((second,)) + large
-    )
+    parts = (part(first, small), *([part(second, large)] if large else []))
+    return part(PACKED, packed(count, bits, *parts))
 
 
 def planes_of(*parts, shape=0, rest=b""):
     return bytes((Codec.PLANES, shape)) + b"".join(parts) + rest
 
 
+def delta_of(*packed_values, lasts=(255,), shape=0, rest=b""):
+    return bytes((Codec.DELTA, shape, len(lasts) - 1, *lasts)) + b"".join(packed_values) + rest
+
+
 def test_planes_by_hand():
     """As SPEC.md says it, byte by byte."""
-    two = packed_part(2, 2, bytes([0b11_01_00_11, 0b10]), b"\x03\xc8")
+    one = packed_part(1, 3, bytes([0b10101]), bytes([2, 199, 0]))
+    assert bytes(Decoder().decode(planes_of(one), 5)) == bytes([3, 0, 200, 0, 1])
+    two = packed_part(2, 2, bytes([0b11_01_00_11, 0b10]), bytes([0, 197]))
     assert bytes(Decoder().decode(planes_of(two), 5)) == bytes([3, 0, 1, 200, 2])
-    four = packed_part(4, 1, bytes([0x0F, 0x7E, 0x01]), b"\xff")
+    four = packed_part(4, 1, bytes([0x0F, 0x7E, 0x01]), bytes([240]))
     assert bytes(Decoder().decode(planes_of(four), 5)) == bytes([255, 0, 14, 7, 1])
-    zipped = packed_part(4, 300, frame(b"\xff" * 150), frame(b"\x20" * 300), first=ZSTD, second=ZSTD)
+    eight = packed_part(8, 1, bytes([1, 255, 3]), bytes([0]))
+    assert bytes(Decoder().decode(planes_of(eight), 3)) == bytes([1, 255, 3])
+    zipped = packed_part(4, 300, frame(b"\xff" * 150), frame(b"\x11" * 300), first=ZSTD, second=ZSTD)
     assert bytes(Decoder().decode(planes_of(zipped), 300)) == b"\x20" * 300
     wide = planes_of(part(RAW, b"\1\2"), part(RAW, b"\3\4"), shape=1, rest=b"!")
     assert bytes(Decoder().decode(wide, 5)) == b"\1\3\2\4!"
     turned = planes_of(part(RAW, b"\x01"), part(RAW, b"\x7f"), shape=0b101)
     assert bytes(Decoder().decode(turned, 2)) == bytes([0x80, 0xBF])
+    assert bytes(Decoder().decode(planes_of(part(NOTHING, b"")), 300)) == bytes(300)
 
 
 def test_deltas_by_hand():
     """As SPEC.md says it, byte by byte."""
-    integers = b"\3\0" + part(RAW, bytes([0, 1, 2, 3]))
+    integers = delta_of(packed(0, 8, part(RAW, bytes([0, 1, 2, 3]))))
     assert bytes(Decoder().decode(integers, 4, bytes([7, 0, 255, 7]))) == bytes([7, 255, 0, 5])
-    floats = b"\3\4" + part(RAW, bytes([2, 1, 2]))  # the next one up from -0 is 0, from -1 and from 1
+    floats = delta_of(packed(0, 8, part(RAW, bytes([2, 1, 2]))), shape=4)
+    # the next one up from -0 is 0, from -1 and from 1
     assert bytes(Decoder().decode(floats, 3, bytes([0x80, 0x00, 0x81]))) == bytes([0x00, 0x80, 0x80])
-    ordered = b"\3\x08" + part(RAW, bytes([2, 4, 6, 8]))
-    assert bytes(Decoder().decode(ordered, 4, bytes([9, 0, 9, 1]))) == bytes([9 + 3, 0 + 1, 9 + 4, 1 + 2])
+    groups = delta_of(
+        packed(1, 4, part(RAW, bytes([0xF2])), part(RAW, bytes([5]))),
+        packed(0, 8, part(RAW, b"\6\x08")),
+        lasts=(1, 255),
+    )
+    assert bytes(Decoder().decode(groups, 4, bytes([9, 0, 9, 1]))) == bytes([9 + 3, 0 + 1, 9 + 4, 1 + 10])
+    empty = delta_of(packed(0, 1, part(RAW, b"")), packed(0, 8, part(RAW, b"\6")), lasts=(8, 255))
+    assert bytes(Decoder().decode(empty, 1, b"\x09")) == b"\x0c"
+    # 0x0154 and 0x3fe2: low bytes 54 and e2; the tops 1 and 63 in one byte each
+    low = delta_of(packed(0, 8, part(RAW, b"\1\x3f"), low_bits=8, low=b"\x54\xe2"), shape=1, rest=b"!")
+    assert bytes(Decoder().decode(low, 5, bytes(5))) == struct.pack("<HH", 0x0154 // 2, 0x3FE2 // 2) + b"!"
+    # seven low bits: four, two and one of each of three values, then the tops; the last is large
+    values = (0b1_0110_101, 0b0_1011_001 | 3 << 7, 0b1_1111_110 | 300 << 7)
+    fours = bytes([(values[0] & 15) | (values[1] & 15) << 4, values[2] & 15])
+    twos = bytes([sum((value >> 4 & 3) << 2 * at for at, value in enumerate(values))])
+    ones = bytes([sum((value >> 6 & 1) << at for at, value in enumerate(values))])
+    parts = part(RAW, bytes([values[0] >> 7, values[1] >> 7, 255])), part(RAW, bytes([301 - 255])), part(RAW, b"\0")
+    seven = delta_of(packed(1, 8, *parts, low_bits=7, low=fours + twos + ones), shape=1)
+    expected = [value // 2 if value % 2 == 0 else 2**16 - (value + 1) // 2 for value in values]
+    assert np.frombuffer(Decoder().decode(seven, 6, bytes(6)), "<u2").tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("blob", "size"),
     [
         (b"\2", 0),
-        (planes_of(shape=0b1000), 0),  # only deltas are ordered
-        (planes_of(part(RAW, b"ab"), shape=0b10000), 2),
+        (planes_of(part(RAW, b"ab"), shape=0b1000), 2),
         (planes_of(part(RAW, b"ab"), shape=0x80), 2),
         (planes_of(part(RAW, b"ab"))[:-1], 2),
         (planes_of(part(RAW, b"ab"))[:5], 2),
@@ -460,34 +549,70 @@ def test_deltas_by_hand():
         (planes_of(part(ZSTD, frame(ZEROS) + b"!")), 300),
         (planes_of(part(ZSTD, b"no frame at all")), 300),
         (planes_of(part(ZSTD, frame(b""))), 0),
-        (planes_of(part(TWO_BITS, b"\0\0\0")), 4),
-        (planes_of(part(TWO_BITS, b"\0\0\0\0")), 4),
-        (planes_of(part(TWO_BITS, b"\0\0\0\0" + part(RAW, b"\0"))), 4),  # no large values, not even none
+        (planes_of(part(NOTHING, b"\0\0")), 2),
+        (planes_of(part(PACKED, b"\0\2\0\0\0")), 4),
+        (planes_of(part(PACKED, b"\0\2\0\0\0\0")), 4),  # no tops, not even none
         (planes_of(packed_part(2, 0, b"", b"")), 4),
         (planes_of(packed_part(2, 0, b"\0\0", b"")), 4),
         (planes_of(packed_part(2, 0, b"\x03", b"")), 4),
+        (planes_of(packed_part(2, 0, b"\x03", b"\x09")), 4),
         (planes_of(packed_part(2, 1, b"\0", b"\x09")), 4),
         (planes_of(packed_part(2, 1, b"\x03", b"")), 4),
         (planes_of(packed_part(2, 1, b"\x03", b"\x09\x09")), 4),
         (planes_of(packed_part(2, 5, b"\xff", b"\x09" * 5)), 4),
         (planes_of(packed_part(2, 2**32 - 1, b"\xff", b"\x09" * 4)), 4),
-        (planes_of(packed_part(4, 1, b"\x0f", b"\x20")), 4),
-        (planes_of(packed_part(2, 1, b"\x03", b"\x09", first=TWO_BITS)), 4),  # packed twice
-        (planes_of(packed_part(2, 1, b"\x03", b"\x09", second=FOUR_BITS)), 4),
-        (planes_of(packed_part(2, 0, b"\0", b"", second=ZSTD)), 4),
+        (planes_of(packed_part(3, 0, b"\0\0", b"")), 4),
+        (planes_of(packed_part(0, 0, b"", b"")), 4),
+        (planes_of(packed_part(2, 1, b"\x03", b"\x09", first=PACKED)), 4),  # packed twice
+        (planes_of(packed_part(2, 1, b"\x03", b"\x09", second=PACKED)), 4),
+        (planes_of(packed_part(2, 1, b"\x03", b"\x09", second=ZSTD)), 4),
+        (planes_of(part(PACKED, packed(0, 8, part(NOTHING, b""), low_bits=1, low=b"\0"))), 4),  # a byte has none
+        (planes_of(part(PACKED, packed(0, 8, part(NOTHING, b"")) + b"!")), 4),
     ],
 )
 def test_planes_that_no_writer_makes_are_refused(blob, size):
     with pytest.raises(DamagedObject):
         Decoder().decode(blob, size)
+
+
+GOOD = packed(0, 8, part(NOTHING, b""))
+
+
+@pytest.mark.parametrize(
+    ("blob", "size"),
+    [
+        (b"\3", 4),
+        (b"\3\0", 4),
+        (b"\3\0\0", 4),
+        (b"\3\0\5\1\2\3", 4),
+        (delta_of(GOOD, lasts=(254,)), 4),
+        (delta_of(GOOD, GOOD, lasts=(255, 255)), 4),
+        (delta_of(GOOD, GOOD, GOOD, lasts=(9, 8, 255)), 4),
+        (delta_of(GOOD, GOOD, lasts=(9, 8)), 4),
+        (delta_of(GOOD, lasts=(9, 255)), 4),
+        (delta_of(GOOD, GOOD), 4),
+        (delta_of(GOOD, shape=0b1000), 4),
+        (delta_of(GOOD, shape=0x40), 4),
+        (delta_of(GOOD)[:-1], 4),
+        (delta_of(GOOD, rest=b"!"), 4),
+        (delta_of(GOOD, shape=1), 5),
+        (delta_of(packed(0, 8, part(NOTHING, b""), low_bits=9, low=bytes(5)), shape=1), 4),  # all tops need 8 bits
+        (delta_of(packed(0, 8, part(NOTHING, b""), low_bits=8, low=b"\0"), shape=1), 4),
+        (delta_of(packed(0, 8, low_bits=8, low=b"\0"), shape=1), 4),
+        (delta_of(packed(0, 8, part(NOTHING, b""), low_bits=255), shape=3), 8),
+        (delta_of(packed(1, 8, part(RAW, b"\xff\0"), part(NOTHING, b"")), shape=1), 4),  # one plane of two
+        (delta_of(packed(3, 1, part(RAW, b"\x03"), part(NOTHING, b""), part(NOTHING, b"")), shape=1), 4),
+    ],
+)
+def test_deltas_that_no_writer_makes_are_refused(blob, size):
     with pytest.raises(DamagedObject):
-        Decoder().decode(b"\3" + blob[1:2].replace(b"\x08", b"\x10") + blob[2:], size, bytes(size))
+        Decoder().decode(blob, size, bytes(size))
 
 
 @pytest.mark.parametrize("base", [None, b"", bytes(3), bytes(5)])
 def test_a_delta_without_a_base_of_its_size_is_refused(base):
     with pytest.raises(DamagedObject, match="without a base of that size"):
-        Decoder().decode(b"\3\0" + part(RAW, bytes(4)), 4, base)
+        Decoder().decode(delta_of(GOOD), 4, base)
 
 
 def hostile_payloads():
@@ -498,16 +623,18 @@ def hostile_payloads():
     whole = {
         "planes of floats": (chunk, Elements(4, is_float=True)),
         "planes of numbers": (np.arange(900).astype("<i8").tobytes(), Elements(8, is_float=False)),
-        "two bits": (mixed(0.9, 0.9, 2000), Elements(1, is_float=False)),
+        "two bits": (mixed(0.95, 0.9, 2000), Elements(1, is_float=False)),
         "four bits": (mixed(0.65, 0.9, 2000), Elements(1, is_float=False)),
     }
     for name, (plain, elements) in whole.items():
         codec, payload = Encoder().encode(plain, elements)
         assert codec is Codec.PLANES
         yield name, bytes((codec,)) + payload, plain, None
-    for ordered in (False, True):
-        payload = payload_of(chunk, lower, ELEMENTS["float32"], ordered=ordered)
-        yield f"delta, {ordered}", b"\3" + payload, chunk, lower
+    payload = payload_of(chunk, lower, ELEMENTS["float32"], thorough=True)
+    assert groups_of(payload)[1][0] > 0  # there are low bits
+    yield "delta", b"\3" + payload, chunk, lower
+    near = (np.frombuffer(lower[:6000], "<u4") + np.arange(1500) % 7 // 5).astype("<u4").tobytes() + b"!"
+    yield "delta of small steps", b"\3" + payload_of(near, lower, ELEMENTS["float32"]), near, lower
 
 
 HOSTILE = list(hostile_payloads())
@@ -556,14 +683,15 @@ def test_random_payloads_are_refused_or_decode_to_something(codec, shape, data, 
     refused_or_of_its_size(bytes((codec, shape)) + data, size, bytes(size))
 
 
-@pytest.mark.parametrize("coding", [RAW, ZSTD, TWO_BITS, FOUR_BITS])
+@pytest.mark.parametrize("coding", [RAW, ZSTD, NOTHING, PACKED])
 @pytest.mark.parametrize("declared", [2**24, 2**31, 2**32 - 1])
 def test_payloads_that_declare_much_take_little_memory(coding, declared):
     huge = b"\x28\xb5\x2f\xfd\xe0" + declared.to_bytes(8, "little") + b"\x03\0\0"
-    inner = struct.pack("<IBI", declared, ZSTD, len(huge)) + huge + b"\1" + huge
-    payloads = [huge, inner, struct.pack("<IBI", declared, RAW, declared)]
-    blobs = [bytes((codec, 0)) + part(coding, payload) for codec in (2, 3) for payload in payloads]
-    blobs += [bytes((codec, 0, coding)) + struct.pack("<I", declared) + huge for codec in (2, 3)]
+    inner = packed(declared, 8, part(ZSTD, huge), part(ZSTD, huge))
+    payloads = [part(coding, payload) for payload in (huge, inner, packed(declared, 8))]
+    payloads += [bytes((coding,)) + struct.pack("<I", declared) + huge]
+    blobs = [b"\2\0" + payload for payload in payloads]
+    blobs += [delta_of(payload) for payload in (huge, inner, packed(0, 8, *payloads[:1]), packed(declared % 999, 8))]
     for blob in blobs:
         tracemalloc.start()
         try:
@@ -577,7 +705,7 @@ def test_payloads_that_declare_much_take_little_memory(coding, declared):
 def test_a_small_blob_of_the_largest_chunk_takes_memory_in_proportion_to_it(width):
     elements = Elements(width, is_float=True)
     chunk = bytes(MAX_CHUNK_SIZE)
-    blobs = [b"\2" + Encoder().encode(chunk, elements)[1], b"\3" + payload_of(chunk, chunk, elements, ordered=True)]
+    blobs = [b"\2" + Encoder().encode(chunk, elements)[1], b"\3" + payload_of(chunk, chunk, elements, thorough=True)]
     for blob in blobs:
         assert len(blob) < 10_000
         tracemalloc.start()

@@ -34,8 +34,8 @@ INTEGERS = Elements(2, is_float=False)
 class Saver:
     """Saves files into a store, cut into pieces of one size, as deltas of the same pieces of other files."""
 
-    def __init__(self, store, elements=INTEGERS, *, is_ordered=False):
-        self._coding = {"elements": elements, "is_ordered": is_ordered}
+    def __init__(self, store, elements=INTEGERS, *, is_thorough=False):
+        self._coding = {"elements": elements, "is_thorough": is_thorough}
         self.store, self.backend = store, store._backend
         self.homes = {}  # for each chunk where it is stored, and as a delta of what
 
@@ -75,13 +75,13 @@ class Saver:
         return self.store.snapshot(transaction.hex())
 
 
-def add(builder, plain, like=None, *, elements=INTEGERS, is_ordered=False):
+def add(builder, plain, like=None, *, elements=INTEGERS, is_thorough=False):
     """Add a chunk to a pack, whole or as a delta of another."""
     base = None
     codec, payload = Encoder().encode(plain)
     if like is not None:
         codec, base = Codec.DELTA, chunk_id(like)
-        payload = Encoder().encode_delta(plain, like, elements, ordered=is_ordered, limit=len(plain))
+        payload = Encoder().encode_delta(plain, like, elements, thorough=is_thorough, limit=len(plain))
         assert payload is not None
     builder.add(chunk_id(plain), codec, payload, len(plain), blob_check(codec, payload), base=base)
 
@@ -198,9 +198,9 @@ def test_deltas_are_read_however_a_snapshot_is_read(store, backend, second, tmp_
 @pytest.mark.parametrize(
     "elements", [Elements(width, is_float) for width in (1, 2, 4, 8) for is_float in (True, False)]
 )
-@pytest.mark.parametrize("is_ordered", [True, False])
-def test_deltas_are_read_by_the_second_reader(store, tmp_path, elements, is_ordered):
-    saver = Saver(store, elements, is_ordered=is_ordered)
+@pytest.mark.parametrize("is_thorough", [True, False])
+def test_deltas_are_read_by_the_second_reader(store, tmp_path, elements, is_thorough):
+    saver = Saver(store, elements, is_thorough=is_thorough)
     first, second = FIRST | {"odd": FIRST["c"][:1001]}, SECOND | {"odd": SECOND["c"][:1001]}
     saver.save(first)
     saver.save(second, first)
@@ -721,9 +721,7 @@ def test_a_delta_that_decodes_to_something_else_is_damage_and_not_copied_by_a_re
     without_indexes(backend)
     report = store.verify()
     assert report.lost == paths((second, "b"))
-    assert f"chunk {chunk_id(wrong).hex()}: its bytes are not those that were stored" in {
-        p.message for p in report.problems
-    }
+    assert any(p.message.startswith(f"chunk {chunk_id(wrong).hex()}: ") for p in report.problems)
     assert store.repair().chunks_copied == 1
     assert store.repair().quarantined == ()
 

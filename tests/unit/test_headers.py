@@ -70,9 +70,9 @@ def test_a_header_has_the_specified_fields():
         },
         "capabilities": {"put_if_absent": True},
         "features": {
-            "read": ("moves", "tensors"),
-            "write": ("moves", "tensors"),
-            "collect": ("moves", "tensors", "parts"),
+            "read": ("moves", "tensors-2"),
+            "write": ("moves", "tensors-2"),
+            "collect": ("moves", "tensors-2", "parts"),
         },
         "key_slots": (),
     }
@@ -85,9 +85,9 @@ def test_a_header_has_the_specified_fields():
         {"capabilities": {"put_if_absent": True, "of tomorrow": 1}},
         {
             "features": {
-                "read": ("moves", "tensors"),
-                "write": ("moves", "tensors"),
-                "collect": ("moves", "tensors", "parts"),
+                "read": ("moves", "tensors-2"),
+                "write": ("moves", "tensors-2"),
+                "collect": ("moves", "tensors-2", "parts"),
                 "of tomorrow": (),
             }
         },
@@ -100,7 +100,7 @@ def test_unknown_fields_are_ignored(changes):
 
 @pytest.mark.parametrize("missing", [(), *((operation,) for operation in OPERATIONS), OPERATIONS])
 def test_a_store_knows_tensors_if_all_who_use_it_must(missing):
-    features = {operation: ["moves"] + ["tensors"] * (operation not in missing) for operation in OPERATIONS}
+    features = {operation: ["moves"] + ["tensors-2"] * (operation not in missing) for operation in OPERATIONS}
     header = decode(features=features)
     assert header.knows_tensors == (not missing)
     for operation in OPERATIONS:
@@ -205,4 +205,11 @@ def test_an_unknown_feature_closes_the_operation_that_demands_it_and_no_other(op
         check_features(header, operation)
         return
     with pytest.raises(UnsupportedStore, match=f"to {operation} this store a program must know alpha, zeta"):
+        check_features(header, operation)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_feature_that_nobody_understands_any_more_says_what_to_do(operation):
+    header = Header(STORE, features=((operation, ("moves", "tensors")),))
+    with pytest.raises(UnsupportedStore, match="save them into a new store"):
         check_features(header, operation)

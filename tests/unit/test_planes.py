@@ -1,185 +1,307 @@
-"""Elements and their planes, against what plain Python makes of them, byte by byte."""
+"""Loops over elements against slow and obvious ones: those of numpy, and the compiled ones, which do the same."""
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
 import random
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cas_checkpoint.planes import (
-    as_elements,
-    differences,
-    exponents,
-    grouped,
-    join,
-    packed,
-    rotated,
-    rotated_back,
-    split,
-    sums,
-    ungrouped,
-    unpacked,
-)
+from cas_checkpoint import kernels, planes
 
-WIDTHS = [1, 2, 4, 8]
+WIDTHS = (1, 2, 4, 8)
+TOP_BITS = (1, 2, 4, 8)
+SIZES = (0, 1, 2, 3, 7, 8, 9, 1000, 1023, 1024, 1025, 2**14 + 1, 40_000)
+
+
+def compiled():
+    """Return the compiled functions, None if they are not there although that is allowed."""
+    try:
+        return importlib.import_module("cas_checkpoint._kernels")
+    except ImportError:
+        if os.environ.get("CAS_CHECKPOINT_KERNELS") == "required":
+            raise
+        return None
+
+
+KERNELS = compiled()
+
+
+@pytest.fixture(params=["numpy", "compiled"])
+def loops(request):
+    if request.param == "numpy":
+        return planes
+    if KERNELS is None:
+        pytest.skip("the compiled functions were not built here")
+    return KERNELS
+
+
 widths = pytest.mark.parametrize("width", WIDTHS)
-kinds = pytest.mark.parametrize("is_float", [False, True], ids=["integers", "floats"])
+floats = pytest.mark.parametrize("is_float", [False, True], ids=["integers", "floats"])
+sizes = pytest.mark.parametrize("size", SIZES)
 
 
-def elements(data, width):
-    """The elements as Python's integers."""
-    return [int.from_bytes(data[at : at + width], "little") for at in range(0, len(data) // width * width, width)]
+def test_the_compiled_functions_are_used_where_they_are_built():
+    assert kernels.sums is (planes if KERNELS is None else KERNELS).sums
 
 
-def of_width(values, width):
+def test_without_them_those_of_numpy_are_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cas_checkpoint._kernels", None)
+    spec = importlib.util.spec_from_file_location("kernels_without_compiled_ones", kernels.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert [getattr(module, name) for name in module.__all__] == [getattr(planes, name) for name in module.__all__]
+
+
+def random_elements(width, count, seed=0, bits=None):
+    chooser = random.Random(f"{width} {count} {seed}")
+    values = [chooser.randrange(1 << (8 * width if bits is None else bits)) for _ in range(count)]
     return np.array(values, f"<u{width}")
 
 
-def place_of(value, width):
-    """Where a float stands among all floats, told from its bits: below zero, more bits are less."""
-    top = 1 << (8 * width - 1)
-    return top | value if value < top else 2 * top - 1 - value
+def room(width, count):
+    return np.full(count, 0xAA, f"<u{width}")
 
 
-def zigzag(difference, width):
-    """0, -1, 1, -2 and so on become 0, 1, 2, 3; the difference is modulo 2 to the width."""
-    top = 1 << (8 * width - 1)
-    signed = (difference + top) % (2 * top) - top
-    return 2 * signed if signed >= 0 else -2 * signed - 1
-
-
-def noise(size, seed=0):
-    return random.Random(seed).randbytes(size)
-
-
-def numbers(width):
-    top = 256**width
-    edges = [0, 1, 2, top // 2 - 1, top // 2, top // 2 + 1, top - 2, top - 1]
-    return st.lists(st.integers(0, top - 1) | st.sampled_from(edges), max_size=20)
+# --- planes ---
 
 
 @widths
-@pytest.mark.parametrize("size", [*range(18), 100, 257])
-def test_elements_are_little_endian_and_leave_over_what_is_no_element(width, size):
-    data = noise(size)
-    assert as_elements(memoryview(data), width).tolist() == elements(data, width)
+@floats
+@sizes
+def test_planes_are_the_bytes_of_each_place_and_are_joined_again(loops, width, is_float, size):
+    values = random_elements(width, size)
+    found, bits = room(1, size * width), 8 * width
+    loops.split(values, found, is_float)
+    turned = [(int(v) << 1 | int(v) >> bits - 1) % 2**bits for v in values] if is_float else [int(v) for v in values]
+    assert found.tobytes() == b"".join(bytes(v >> 8 * place & 255 for v in turned) for place in range(width))
+    again = room(width, size)
+    loops.join([found[place * size : (place + 1) * size] for place in range(width)], again, is_float)
+    assert again.tobytes() == values.tobytes()
+
+
+# --- keys ---
 
 
 @widths
-@settings(deadline=None)
-@given(data=st.data())
-def test_planes_are_the_bytes_of_each_place_and_are_joined_again(width, data):
-    values = of_width(data.draw(numbers(width)), width)
-    planes = split(values)
-    plain = values.tobytes()
-    assert [plane.tobytes() for plane in planes] == [plain[place::width] for place in range(width)]
-    assert {plane.dtype for plane in planes} == {np.dtype(np.uint8)}
-    joined = join(planes)
-    assert joined.dtype == values.dtype
-    assert joined.tolist() == values.tolist()
+@floats
+@sizes
+def test_keys_are_the_highest_bytes_of_wide_floats_without_the_sign(loops, width, is_float, size):
+    base = random_elements(width, size)
+    counts = np.full(256, 7, np.int64)
+    loops.key_counts(base, counts, is_float)
+    assert counts.tolist() == np.bincount(keys_of(base, is_float), minlength=256).tolist()
 
 
-@widths
-def test_joined_elements_are_no_view_of_a_plane(width):
-    planes = split(of_width([7] * 5, width))
-    join(planes)[:] = 0
-    assert planes[0].tolist() == [7] * 5
-
-
-@widths
-@settings(deadline=None)
-@given(data=st.data())
-def test_rotation_puts_the_highest_bit_lowest_and_is_undone(width, data):
-    values = data.draw(numbers(width))
-    found = rotated(of_width(values, width))
-    assert found.tolist() == [value * 2 % 256**width + (value >> (8 * width - 1)) for value in values]
-    assert rotated_back(found).tolist() == values
-
-
-@kinds
-@widths
-@settings(deadline=None)
-@given(data=st.data())
-def test_differences_are_small_near_the_base_in_both_directions_and_are_undone(width, is_float, data):
-    pairs = data.draw(numbers(width)), data.draw(numbers(width))
-    count = min(map(len, pairs))
-    values, base = (part[:count] for part in pairs)
-    found = differences(of_width(values, width), of_width(base, width), is_float=is_float)
-    places = [[place_of(value, width) if is_float else value for value in part] for part in (values, base)]
-    assert found.tolist() == [zigzag(one - other, width) for one, other in zip(*places, strict=True)]
-    assert sums(found.copy(), of_width(base, width), is_float=is_float).tolist() == values
-
-
-@widths
-def test_neither_values_nor_base_are_changed(width):
-    values, base = (as_elements(memoryview(noise(64, seed)), width) for seed in (1, 2))
-    kept = values.tobytes(), base.tobytes()
-    for is_float in (False, True):
-        found = differences(values, base, is_float=is_float)
-        sums(found, base, is_float=is_float)
-        exponents(base, is_float=is_float)
-        rotated(values)
-        split(values)
-    assert (values.tobytes(), base.tobytes()) == kept
-
-
-def test_steps_between_floats_are_steps_of_their_differences():
-    steps = np.array([-1.0, np.nextafter(np.float32(-1), 0), -0.0, 0.0, 1e-45, 1.0], np.float32).view("<u4")
-    found = differences(steps[1:], steps[:-1], is_float=True).tolist()
-    assert found[0] == found[2] == 2  # the next one up, also across zero
-    assert found[3] == 2
-    assert differences(steps[:-1], steps[1:], is_float=True).tolist() == [step - 1 for step in found]
+def keys_of(base, is_float):
+    width = base.itemsize
+    shift = 8 * width - (9 if is_float and width > 1 else 8)
+    return np.array([int(y) >> shift & 255 for y in base], np.intp)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "is_float", "value", "expected"),
-    [
-        ("<f8", True, -1.0, 0x7F),
-        ("<f4", True, -1.0, 0x7F),  # the exponent of a float32, without the sign
-        ("<f4", True, 2.0, 0x80),
-        ("<f2", True, -1.0, 0x78),
-        ("<u8", False, 0xFE << 56, 0xFE),
-        ("<u4", False, 0x80000000, 0x80),
-        ("<u2", False, 0x1234, 0x12),
-        ("<u1", False, 0x91, 0x91),
-        ("<u1", True, 0x91, 0x91),
-    ],
+    ("dtype", "value", "expected"),
+    [("<f4", 1.0, 0x7F), ("<f4", -1.0, 0x7F), ("<f4", 2.0, 0x80), ("<f2", 1.0, 0x78), ("<f8", -1.0, 0x7F)],
 )
-def test_differences_are_ordered_by_the_highest_byte_of_the_base_without_a_sign(dtype, is_float, value, expected):
+def test_the_key_of_a_float_is_its_exponent(loops, dtype, value, expected):
     base = np.array([value], dtype)
-    assert exponents(base.view(f"<u{base.itemsize}"), is_float=is_float).tolist() == [expected]
+    counts = np.zeros(256, np.int64)
+    loops.key_counts(base.view(f"<u{base.itemsize}"), counts, True)
+    assert np.flatnonzero(counts).tolist() == [expected]
 
 
-@kinds
+# --- differences ---
+
+
+def ordered(value, bits):
+    return value ^ (2**bits - 1) if value >> bits - 1 else value | 1 << bits - 1
+
+
+def zigzag(value, base, bits, is_float):
+    """As SPEC.md says it."""
+    one, other = (ordered(value, bits), ordered(base, bits)) if is_float else (value, base)
+    difference = (one - other) % 2**bits
+    return 2 * difference if difference < 2 ** (bits - 1) else 2 * (2**bits - difference) - 1
+
+
+def groups_of(base, is_float, count):
+    """Divide the keys into so many groups; return the number for each key, and where each group begins."""
+    numbers = np.minimum(np.arange(256) * count // 256, count - 1).astype(np.uint8)
+    sizes = np.bincount(numbers[keys_of(base, is_float)], minlength=count)
+    return numbers, (np.cumsum(sizes) - sizes).astype(np.int64)
+
+
 @widths
-def test_what_orders_is_the_highest_byte_of_the_rotated_base(width, is_float):
-    base = as_elements(memoryview(noise(200)), width)
-    turned = rotated(base) if is_float and width > 1 else base
-    assert exponents(base, is_float=is_float).tolist() == split(turned)[-1].tolist()
+@floats
+@pytest.mark.parametrize("count", [1, 2, 7, 256])
+@pytest.mark.parametrize("size", [0, 1, 5, 1025, 2**14 + 5])
+def test_differences_are_sorted_by_groups_and_added_again(loops, width, is_float, count, size):
+    values, base = random_elements(width, size), random_elements(width, size, "base")
+    values[::3] = base[::3]
+    numbers, starts = groups_of(base, is_float, count)
+    before = [array.tobytes() for array in (values, base, numbers, starts)]
+    found, again = room(width, size), room(width, size)
+    loops.differences(values, base, numbers, starts, found, is_float)
+    order = np.argsort(numbers[keys_of(base, is_float)], kind="stable")
+    columns = zip(values[order].tolist(), base[order].tolist(), strict=True)
+    assert found.tolist() == [zigzag(value, other, 8 * width, is_float) for value, other in columns]
+    loops.sums(found, base, numbers, starts, again, is_float)
+    assert again.tobytes() == values.tobytes()
+    assert before == [array.tobytes() for array in (values, base, numbers, starts)]
+
+
+@floats
+@pytest.mark.parametrize("width", [1, 2])
+def test_every_pair_of_neighbours_has_a_small_difference(loops, width, is_float):
+    base = np.arange(2 ** (8 * width), dtype=np.uint64).astype(f"<u{width}")
+    found = room(width, len(base))
+    one = np.zeros(256, np.uint8), np.zeros(1, np.int64)
+    loops.differences(base, base, *one, found, is_float)
+    assert not found.any()
+    loops.differences(np.roll(base, -1), base, *one, found, is_float)
+    half = len(base) // 2
+    rising = np.r_[0 : half - 1, half : len(base) - 1]  # the sign changes between the halves
+    assert {int(z) for z in found[rising[: half - 1]]} == {2}
+    assert {int(z) for z in found[rising[half - 1 :]]} == ({1} if is_float else {2})
+
+
+# --- values packed into bits ---
+
+
+def bits_of(values, bits):
+    number = sum(int(value) << bits * at for at, value in enumerate(values))
+    return number.to_bytes(-(-len(values) * bits // 8), "little")
+
+
+def packed(values, low_bits, top_bits):
+    """Return low bits, tops, and what large ones exceed these by, as SPEC.md says it."""
+    low, at, most = b"", 0, 2**top_bits - 1
+    for bits in [8] * (low_bits // 8) + [bits for bits in (4, 2, 1) if low_bits & bits]:
+        low += bits_of([value >> at & 2**bits - 1 for value in values], bits)
+        at += bits
+    tops = [value >> low_bits for value in values]
+    return low, bits_of([min(top, most) for top in tops], top_bits), [top - most for top in tops if top >= most]
+
+
+def check_packed(loops, values, low_bits, top_bits):
+    width, count = values.itemsize, len(values)
+    low, tops, large = packed(values.tolist(), low_bits, top_bits)
+    found = room(1, len(low)), room(1, len(tops)), room(width, count)
+    assert loops.pack(values, low_bits, top_bits, *found) == len(large)
+    assert [array.tobytes() for array in found[:2]] == [low, tops]
+    assert found[2][: len(large)].tolist() == large
+    again = room(width, count)
+    few = found[2][: len(large)]
+    assert loops.unpack(found[0], found[1], few, low_bits, top_bits, again) == len(large)
+    assert again.tobytes() == values.tobytes()
+    assert loops.unpack(found[0], found[1], few[:-1], low_bits, top_bits, again) == len(large)
+    wrong = np.flatnonzero(again != values)
+    assert len(wrong) <= 1
+    assert loops.unpack(found[0], found[1], room(width, count + 1), low_bits, top_bits, again) == len(large)
 
 
 @widths
-@pytest.mark.parametrize("count", [0, 1, 2, 300, 2**16 - 1, 2**16, 2**16 + 1, 150_000])
-@pytest.mark.parametrize("different", [1, 3, 256])
-def test_grouped_values_are_sorted_by_their_keys_and_go_back(width, count, different):
-    values = as_elements(memoryview(noise(count * width)), width)
-    keys = (np.frombuffer(noise(count, seed=1), np.uint8).astype(int) % different).astype(np.uint8)
-    found = grouped(values, keys, np.empty_like(values))
-    assert found.tolist() == values[np.argsort(keys, kind="stable")].tolist()
-    assert ungrouped(found, keys, np.empty_like(values)).tolist() == values.tolist()
+@pytest.mark.parametrize("top_bits", TOP_BITS)
+@pytest.mark.parametrize("size", [0, 1, 3, 8, 21, 1100])
+def test_values_are_packed_into_low_bits_tops_and_what_exceeds_them(loops, width, top_bits, size):
+    chooser = random.Random(size)
+    for low_bits in {0, *(bits for bits in (1, 2, 3, 4, 5, 6, 7, 8, 13, 23, 24, 37, 55, 56) if bits <= 8 * width - 1)}:
+        small = min(8 * width, low_bits + max(1, top_bits - 1))
+        values = random_elements(width, size, low_bits, bits=small)
+        for at in range(0, size, 9):
+            values[at] = chooser.randrange(2 ** (8 * width))
+        check_packed(loops, values, low_bits, top_bits)
 
 
-@pytest.mark.parametrize("bits", [2, 4])
-@settings(deadline=None)
-@given(data=st.data())
-def test_small_values_are_packed_from_the_lowest_bits_and_large_ones_are_kept_apart(bits, data):
-    largest = 2**bits - 1
-    values = data.draw(st.lists(st.integers(0, largest + 1) | st.integers(0, 255), max_size=50))
-    small, large = packed(np.array(values, np.uint8), bits)
-    assert large.tolist() == [value for value in values if value >= largest]
-    number = sum(min(value, largest) << (bits * place) for place, value in enumerate(values))
-    assert small.tobytes() == number.to_bytes(-(-len(values) * bits // 8), "little")
-    assert unpacked(small, bits, len(values)).tolist() == [min(value, largest) for value in values]
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_any_values_are_packed_alike_by_all(data):
+    width = data.draw(st.sampled_from(WIDTHS))
+    numbers = st.integers(0, 20) | st.integers(0, 2 ** (8 * width) - 1)
+    values = np.array(data.draw(st.lists(numbers, max_size=60)), f"<u{width}")
+    low_bits, top_bits = data.draw(st.integers(0, 8 * width - 1)), data.draw(st.sampled_from(TOP_BITS))
+    for loops in (planes, KERNELS):
+        if loops is not None:
+            check_packed(loops, values, low_bits, top_bits)
+
+
+@widths
+@pytest.mark.parametrize("step", [1, 2, 7, 5000])
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 3000])
+def test_values_are_measured(loops, width, step, size):
+    values = random_elements(width, size)
+    values[::3] >>= np.array(8 * width - 3, values.dtype)
+    if size > 1:
+        values[-2:] = 2 ** (8 * width - 1), 2 ** (8 * width - 1) - 1
+    lengths = [math.frexp(float(value))[1] for value in values[::step].tolist()]
+    assert loops.measure(values, step) == (sum(lengths), sum(min(8, value) for value in values[::step].tolist()))
+
+
+# --- the compiled ones and what does not fit ---
+
+GROUPS, STARTS = np.zeros(256, np.uint8), np.zeros(1, np.int64)
+TWO = (np.arange(256) // 128).astype(np.uint8)
+
+
+def four(count=4):
+    return np.arange(count, dtype="<u4") << 24
+
+
+WRONG = {
+    "split: planes too short": ("split", four(), room(1, 15), True),
+    "split: planes of wide items": ("split", four(), room(2, 8), True),
+    "split: not writable": ("split", four(), bytes(16), True),
+    "split: items of 3 bytes": ("split", np.zeros(4, "S3"), room(1, 12), True),
+    "split: two dimensions": ("split", four().reshape(2, 2), room(1, 16), True),
+    "split: not contiguous": ("split", four()[::2], room(1, 8), True),
+    "split: no buffer": ("split", 5, room(1, 16), True),
+    "split: too few arguments": ("split", four()),
+    "join: a plane too few": ("join", [room(1, 4)] * 3, four(), True),
+    "join: a plane too many": ("join", [room(1, 4)] * 5, four(), True),
+    "join: a plane too short": ("join", [room(1, 4)] * 3 + [room(1, 3)], four(), True),
+    "join: a plane of wide items": ("join", [room(1, 4)] * 3 + [room(2, 4)], four(), True),
+    "join: no sequence": ("join", 5, four(), True),
+    "join: out not writable": ("join", [room(1, 4)], b"abcd", True),
+    "key_counts: too few": ("key_counts", four(), np.zeros(255, np.int64), True),
+    "key_counts: of 4 bytes": ("key_counts", four(), np.zeros(256, np.int32), True),
+    "differences: base too short": ("differences", four(), four(3), GROUPS, STARTS, four(), True),
+    "differences: base of another width": ("differences", four(), room(2, 4), GROUPS, STARTS, four(), True),
+    "differences: out too short": ("differences", four(), four(), GROUPS, STARTS, four(3), True),
+    "differences: too few groups": ("differences", four(), four(), GROUPS[1:], STARTS, four(), True),
+    "differences: no starts": ("differences", four(), four(), GROUPS, STARTS[:0], four(), True),
+    "differences: 257 starts": ("differences", four(), four(), GROUPS, np.zeros(257, np.int64), four(), True),
+    "differences: a group without a start": ("differences", four(), four(), TWO, STARTS, four(), True),
+    "differences: one group that does not begin": ("differences", four(), four(), GROUPS, STARTS + 1, four(), True),
+    "differences: beyond the end": ("differences", four(), four(), TWO, np.array([1, 4]), four(), False),
+    "differences: far beyond": ("differences", four(), four(), TWO, np.array([2**40, 0]), four(), False),
+    "differences: before the beginning": ("differences", four(), four(), TWO, np.array([-1, 0]), four(), False),
+    "sums: found too short": ("sums", four(3), four(), GROUPS, STARTS, four(), True),
+    "sums: beyond the end": ("sums", four(), four(), TWO, np.array([1, 4]), four(), False),
+    "measure: no step": ("measure", four(), 0),
+    "measure: a step back": ("measure", four(), -1),
+    "measure: items of 3 bytes": ("measure", np.zeros(4, "S3"), 1),
+    "pack: all bits low": ("pack", four(), 32, 8, room(1, 16), room(1, 4), four()),
+    "pack: fewer than no low bits": ("pack", four(), -1, 8, room(1, 0), room(1, 4), four()),
+    "pack: tops of 3 bits": ("pack", four(), 0, 3, room(1, 0), room(1, 2), four()),
+    "pack: low bits too short": ("pack", four(), 8, 8, room(1, 3), room(1, 4), four()),
+    "pack: tops too long": ("pack", four(), 0, 4, room(1, 0), room(1, 3), four()),
+    "pack: no room for large ones": ("pack", four(), 0, 4, room(1, 0), room(1, 2), four(3)),
+    "pack: large ones of another width": ("pack", four(), 0, 4, room(1, 0), room(1, 2), room(2, 4)),
+    "unpack: tops too short": ("unpack", room(1, 0), room(1, 1), four(), 0, 4, four()),
+    "unpack: low bits too long": ("unpack", room(1, 1), room(1, 2), four(), 0, 4, four()),
+    "unpack: large ones of another width": ("unpack", room(1, 0), room(1, 2), room(8, 1), 0, 4, four()),
+}
+
+
+@pytest.mark.skipif(KERNELS is None, reason="the compiled functions were not built here")
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+def test_the_compiled_ones_refuse_what_does_not_fit(case):
+    name, *arguments = case
+    with pytest.raises((ValueError, TypeError, BufferError)):
+        getattr(KERNELS, name)(*arguments)
