@@ -79,14 +79,21 @@ static Py_ssize_t length(const Py_buffer *view)
 
 /* --- the loops, for each width --- */
 
+/* Chunks begin anywhere in a buffer, so elements need not lie where a processor likes them. */
+#if defined(__GNUC__)
+#define ANYWHERE __attribute__((aligned(1)))
+#else
+#define ANYWHERE
+#endif
+
 typedef uint8_t u1;
-typedef uint16_t u2;
-typedef uint32_t u4;
-typedef uint64_t u8;
+typedef uint16_t u2 ANYWHERE;
+typedef uint32_t u4 ANYWHERE;
+typedef uint64_t u8 ANYWHERE;
 typedef int8_t i1;
 typedef int16_t i2;
 typedef int32_t i4;
-typedef int64_t i8;
+typedef int64_t i8 ANYWHERE;
 
 #define BITS(W) (8 * (W))
 #define TOP(W) ((u##W)((u##W)1 << (BITS(W) - 1)))
@@ -429,13 +436,13 @@ static PyObject *join(PyObject *module, PyObject *args)
         return NULL;
     if (get(out, &views[8], 1, 0) < 0)
         return NULL;
-    items = PySequence_Fast(planes, "planes must be a sequence");
+    items = PySequence_Tuple(planes); /* of our own: asking for a buffer may run code that changes a list */
     if (!items)
         return refused(views, 9, NULL);
     Py_ssize_t width = views[8].itemsize, count = length(&views[8]);
-    int fits = PySequence_Fast_GET_SIZE(items) == width;
+    int fits = PyTuple_GET_SIZE(items) == width;
     for (Py_ssize_t number = 0; fits && number < width; number++) {
-        if (get(PySequence_Fast_GET_ITEM(items, number), &views[number], 0, 1) < 0) {
+        if (get(PyTuple_GET_ITEM(items, number), &views[number], 0, 1) < 0) {
             Py_DECREF(items);
             return refused(views, 9, NULL);
         }

@@ -171,6 +171,30 @@ def test_every_pair_of_neighbours_has_a_small_difference(loops, width, is_float)
     assert {int(z) for z in found[rising[half - 1 :]]} == ({1} if is_float else {2})
 
 
+def unaligned(values):
+    """Return the same values, where their addresses are no multiples of their size."""
+    memory = np.zeros(values.nbytes + 1, np.uint8)
+    found = memory[1:].view(values.dtype)
+    found[...] = values
+    return found
+
+
+@widths
+def test_elements_may_lie_anywhere(loops, width):
+    values, base = (unaligned(random_elements(width, 5000, seed)) for seed in ("values", "base"))
+    numbers, starts = groups_of(base, True, 5)
+    found, again, turned = (unaligned(room(width, 5000)) for _ in range(3))
+    loops.differences(values, base, numbers, unaligned(starts), found, True)
+    loops.sums(found, base, numbers, unaligned(starts), again, True)
+    assert again.tobytes() == values.tobytes()
+    parts = room(1, 5000 * width)
+    loops.split(values, parts, True)
+    loops.join(list(parts.reshape(width, -1)), turned, True)
+    assert turned.tobytes() == values.tobytes()
+    check_packed(loops, values, 8 * width - 3, 2)
+    assert loops.measure(values, 3) == loops.measure(values.copy(), 3)
+
+
 # --- values packed into bits ---
 
 
