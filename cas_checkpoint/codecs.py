@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from functools import cache
+from math import log
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zstandard
@@ -60,6 +61,9 @@ _PACKED_ZEROS = 0.55  # of a plane; if zeros are more frequent, a code for singl
 _SMALL_MEANS: Final = ((0.02, 1), (0.1, 2), (2.0, 4))  # below the first, tops of so many bits take the fewest bytes
 _TOP_LENGTH = 6  # bits of a top that are worth coding; those below are noise
 _FEW = 24  # bytes of which a frame is hardly ever shorter
+_NOISE = 0.97  # of their bits; the lowest ones that take less when coded are none
+_BEYOND_NOISE = 4  # bits, which look like noise too where there is any, and do not where numbers move alike
+_FAR = 0.02  # of all values; if more are larger than a top can tell, its last bits are noise too
 _GROUPS = 64  # a group has at least this part of all values
 _GROUP_SIZE = 2**12  # and so many, or what tells how it is coded takes more than that gains
 _SAMPLED_GROUP = 2**9  # the same, of a sample
@@ -252,16 +256,8 @@ class Encoder:
         groups = _Groups.of(counts, _last_keys(counts, _SAMPLED_GROUP))
         found = self._memory.elements(1, len(values), values.itemsize)
         differences(values, base, groups.numbers, groups.starts, found, is_float)
-        bits = 0
-        rows: dict[int, NDArray[np.int64]] = {}
-        for at in groups.slices():
-            part = found[at]
-            low, _ = _measured(part)
-            bits += low * len(part)
-            tops = np.minimum(np.right_shift(part, low), KEYS - 1).astype(np.uint8)
-            context = -1 if low else int(tops.mean()).bit_length()  # of which only the noise differs have tops alike
-            rows[context] = rows.get(context, 0) + _counts(tops)
-        return (sum(map(_size, rows.values())) + bits / 8) / values.nbytes
+        parts = [found[at] for at in groups.slices()]
+        return sum(_packed_size(part, _noise(part, _measured(part, 1)[0])) for part in parts) / values.nbytes
 
     def _packed(self, values: NDArray[np.unsignedinteger], *, thorough: bool) -> bytes:
         """Divide values into low bits, tops and the rest of large ones, and code them.
@@ -270,8 +266,10 @@ class Encoder:
             values: what to code.
             thorough: try what else might take fewer bytes.
         """
-        low_bits, mean = _measured(values)
-        if low_bits:
+        step = max(1, len(values) // _SAMPLED_VALUES)
+        most, mean = _measured(values, step)
+        if most:
+            low_bits = _noise(values[::step], most)
             return self._packed_as(values, low_bits, _TOP_BITS[-1], self._without_matches())
         top_bits = next((bits for limit, bits in _SMALL_MEANS if mean < limit), _TOP_BITS[-1])
         is_sparse = top_bits == _TOP_BITS[0]  # long runs of zeros
@@ -376,17 +374,49 @@ def _elements(data: memoryview, width: int) -> NDArray[np.unsignedinteger]:
     return np.frombuffer(data, f"<u{width}", len(data) // width)
 
 
-def _measured(values: NDArray[np.unsignedinteger]) -> tuple[int, float]:
-    """Look at some values.
+def _measured(values: NDArray[np.unsignedinteger], step: int) -> tuple[int, float]:
+    """Look at every value after so many.
 
     Returns:
-        How many of their lowest bits are noise, told from how long they are on average; and the mean of what is small
-        of them.
+        How many of their lowest bits may be noise, told from how long they are on average; and the mean of what is
+        small of them.
     """
-    step = max(1, len(values) // _SAMPLED_VALUES)
     count = max(1, -(-len(values) // step))
     length, small = measure(values, step)
     return max(0, min(8 * values.itemsize - 8, length // count - _TOP_LENGTH)), small / count
+
+
+def _noise(values: NDArray[np.unsignedinteger], most: int) -> int:
+    """Return how many of the lowest bits of values are noise, given how many may be.
+
+    Numbers that move alike, as by a decay, have none, however far they move; a few that move far make it more.
+    """
+    looked = min(most + _BEYOND_NOISE, 8)
+    lowest = np.bitwise_and(values, values.dtype.type((1 << looked) - 1)).astype(np.uint8)
+    if not most or _fair_size(_counts(lowest)) < _NOISE * len(values) * looked / 8:
+        return 0
+    far = np.count_nonzero(values >= values.dtype.type(KEYS - 1 << most))
+    return most if far < _FAR * len(values) else min(most + 2, 8 * values.itemsize - 8)
+
+
+def _packed_size(values: NDArray[np.unsignedinteger], low_bits: int) -> float:
+    """Return about how many bytes packed values take, told from a sample: it is what so many more would take each."""
+    rest = np.right_shift(values, low_bits)
+    parts = [np.minimum(rest, KEYS - 1).astype(np.uint8)]
+    large = rest[rest >= KEYS - 1]
+    if len(large):
+        large -= large.dtype.type(KEYS - 1)
+        parts += [np.right_shift(large, 8 * place).astype(np.uint8) for place in range(values.itemsize)]
+    return len(values) * low_bits / 8 + sum(_fair_size(_counts(part)) for part in parts)
+
+
+def _fair_size(counts: NDArray[np.int64]) -> float:
+    """Return the bytes that an entropy coder needs for bytes like those that were counted.
+
+    A small sample seems to take less than that, as not all values are in it (Miller, *Note on the bias of information
+    estimates*, 1955).
+    """
+    return _size(counts) + (np.count_nonzero(counts) - 1) / (16 * log(2))
 
 
 def _low_size(count: int, low_bits: int) -> int:

@@ -381,8 +381,8 @@ def test_parts_for_which_coding_does_nothing_are_stored_as_they_are():
     few = bytes((3, 1, 4, 1, 5, 9))
     payload = payload_of(few + b"!", bytes(7), Elements(2, is_float=False))
     lasts, packed = groups_of(payload)
-    assert (payload[0], lasts, packed[0], payload[-1:]) == (1, [255], 5, b"!")
-    assert packed[6 + 3 : 6 + 3 + 1] == bytes((RAW,))
+    assert (payload[0], lasts, packed[:2], payload[-1:]) == (1, [255], b"\0\x08", b"!")
+    assert packed[6] == RAW
 
 
 @all_elements
@@ -405,9 +405,9 @@ def test_numpy_and_compiled_functions_make_the_same_bytes(elements, monkeypatch)
 
 def test_low_bits_of_large_differences_are_left_alone():
     base = np.random.default_rng(1).integers(0, 2**32, 50_000, dtype=np.uint32)
-    chunk = base + np.random.default_rng(2).integers(0, 2**20, len(base), dtype=np.uint32)
+    chunk = base + np.random.default_rng(2).integers(-(2**19), 2**19, len(base)).astype("<u4")
     payload = payload_of(chunk.tobytes(), base.tobytes(), Elements(4, is_float=False))
-    assert len(payload) < (20.2 + 1) / 32 * base.nbytes  # and a bit for the sign
+    assert len(payload) < 20.3 / 32 * base.nbytes
     assert groups_of(payload)[1][0] >= 13
 
 
@@ -422,6 +422,26 @@ def test_a_delta_that_is_no_smaller_than_wanted_is_none(limit):
 
 def test_a_delta_of_another_size_is_none():
     assert payload_of(bytes(10), bytes(11), Elements(1, is_float=False)) is None
+
+
+def test_numbers_that_move_alike_have_no_noise():
+    base = normal(50_000, "<f4").view("<u4")
+    chunk = base + 500 + np.random.default_rng(1).integers(0, 6, len(base), dtype=np.uint32)
+    payload = payload_of(chunk.tobytes(), base.tobytes(), ELEMENTS["float32"])
+    assert groups_of(payload)[1][0] == 0
+    assert len(payload) < 4 / 32 * base.nbytes  # of the bits that stood as they are there would be as many
+
+
+def test_some_numbers_that_move_far_make_more_of_the_others_noise():
+    chooser = np.random.default_rng(3)
+    base = np.zeros(50_000, "<u4")
+    near = chooser.integers(-(2**16), 2**16, len(base)).astype("<u4")
+    far = np.where(chooser.random(len(base)) < 0.1, chooser.integers(-(2**20), 2**20, len(base)), near).astype("<u4")
+    low = [
+        groups_of(payload_of(chunk.tobytes(), base.tobytes(), Elements(4, is_float=False)))[1][0]
+        for chunk in (near, far)
+    ]
+    assert low[1] >= low[0] + 2 > 8
 
 
 def entropy(values):
