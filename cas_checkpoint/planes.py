@@ -117,7 +117,9 @@ def key_counts(base: Elements, counts: NDArray[np.int64], is_float: bool, /) -> 
 
     The key of an element is its highest byte; of floats of more than a byte, that of the element rotated left by a bit.
     """
-    counts[...] = np.bincount(_keys(base, is_float), minlength=KEYS)
+    counts[...] = 0
+    for at in _blocks(base):
+        counts += np.bincount(_keys(base[at], is_float), minlength=KEYS)
 
 
 def differences(
