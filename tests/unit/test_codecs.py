@@ -420,6 +420,37 @@ def test_a_delta_that_is_no_smaller_than_wanted_is_none(limit):
     assert len(payload_of(base, base, Elements(4, is_float=True), limit=size + 1)) == size
 
 
+@all_elements
+def test_a_delta_that_is_surely_smaller_is_the_same(elements):
+    for base in fillings(4096):
+        chunk = sparse(len(base))
+        delta = Encoder().encode_delta(chunk, base, elements, thorough=False, limit=2**40, sure=True)
+        assert delta == payload_of(chunk, base, elements)
+    chunk, base = random.Random(1).randbytes(5000), random.Random(2).randbytes(5000)
+    assert Encoder().encode_delta(chunk, base, elements, thorough=False, limit=50, sure=True) is None
+
+
+@all_elements
+@pytest.mark.parametrize("size", [0, 9, 257, 5003])
+def test_thorough_is_never_larger(elements, size):
+    for number, data in enumerate(fillings(size)):
+        base = data[:size]
+        for chunk in (base, sparse(size, number), bytes(byte ^ (byte % 7 == 0) for byte in base), base[::-1]):
+            quick, thorough = (payload_of(chunk, base, elements, thorough=effort) for effort in (False, True))
+            assert len(thorough) <= len(quick)
+
+
+def test_noise_stands_as_it_is():
+    base = np.zeros(5000, "<u4")
+    found = np.random.default_rng(7).integers(0, 2**20, len(base), dtype=np.uint32)
+    chunk = np.where(found % 2, -(found.astype(np.int64) + 1) // 2, found // 2).astype(
+        "<u4"
+    )  # of which these are zigzag
+    payload = groups_of(payload_of(chunk.tobytes(), base.tobytes(), Elements(4, is_float=False)))[1]
+    assert payload[0] >= 8
+    assert payload[6 : 6 + len(base)] == found.astype(np.uint8).tobytes()
+
+
 def test_a_delta_of_another_size_is_none():
     assert payload_of(bytes(10), bytes(11), Elements(1, is_float=False)) is None
 

@@ -256,6 +256,58 @@ def test_any_values_are_packed_alike_by_all(data):
 
 
 @widths
+@pytest.mark.parametrize("top_bits", TOP_BITS)
+def test_any_number_of_low_bits_is_packed(loops, width, top_bits):
+    values = random_elements(width, 37)
+    values[::2] >>= np.array(8 * width - 2, values.dtype)
+    for low_bits in range(8 * width):
+        check_packed(loops, values, low_bits, top_bits)
+
+
+@widths
+@pytest.mark.parametrize("top_bits", TOP_BITS)
+def test_more_values_than_a_block_holds_are_packed(loops, width, top_bits):
+    values = random_elements(width, 2**14 + 5, bits=min(8 * width, 12))
+    for low_bits in {0, 8 * width - 8, min(11, 8 * width - 1)}:
+        check_packed(loops, values, low_bits, top_bits)
+
+
+@widths
+@pytest.mark.parametrize("top_bits", TOP_BITS)
+def test_where_large_values_are_too_few_zero_stands_for_them_and_too_many_are_not_looked_at(loops, width, top_bits):
+    most, out = 2**top_bits - 1, room(width, 9)
+    tops = np.frombuffer(bits_of([most, 0, most, 0, most, 0, 0, 0, 0], top_bits), np.uint8)
+    for given_count in range(6):
+        large = np.zeros(given_count, f"<u{width}")
+        assert loops.unpack(room(1, 0), tops, large, 0, top_bits, out) == 3
+        assert out.tolist() == [most, 0, most, 0, most, 0, 0, 0, 0]
+    assert loops.unpack(room(1, 0), tops[:0], room(width, 2), 0, top_bits, out[:0]) == 0
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_any_elements_are_split_and_joined_subtracted_and_added(data):
+    width, is_float = data.draw(st.sampled_from(WIDTHS)), data.draw(st.booleans())
+    numbers = st.integers(0, 2 ** (8 * width) - 1)
+    pairs = data.draw(st.lists(st.tuples(numbers, numbers), max_size=60))
+    values, base = (np.array([pair[at] for pair in pairs], f"<u{width}") for at in (0, 1))
+    groups, starts = groups_of(base, is_float, data.draw(st.integers(1, 256)))
+    order = np.argsort(groups[keys_of(base, is_float)], kind="stable")
+    expected = [zigzag(*pairs[at], 8 * width, is_float) for at in order]
+    for loops in (planes, KERNELS):
+        if loops is None:
+            continue
+        parts, joined, found, again = room(1, values.nbytes), *(room(width, len(values)) for _ in range(3))
+        loops.split(values, parts, is_float)
+        loops.join(list(parts.reshape(width, len(values))), joined, is_float)
+        assert joined.tolist() == values.tolist()
+        loops.differences(values, base, groups, starts, found, is_float)
+        assert found.tolist() == expected
+        loops.sums(found, base, groups, starts, again, is_float)
+        assert again.tolist() == values.tolist()
+
+
+@widths
 @pytest.mark.parametrize("step", [1, 2, 7, 5000])
 @pytest.mark.parametrize("size", [0, 1, 6, 7, 3000])
 def test_values_are_measured(loops, width, step, size):
