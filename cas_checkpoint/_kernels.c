@@ -4,8 +4,8 @@
  * Every function takes contiguous buffers, checks all sizes before it touches them, and lets other threads run
  * meanwhile. Nothing is kept between calls.
  *
- * Loops are written for one width at a time, without branches that depend on data, so that a compiler can make vector
- * instructions of them.
+ * Loops are written for one width at a time, and branches that depend on data are kept out of most, so that a compiler
+ * can make vector instructions of them.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -51,6 +51,17 @@ static void release(Py_buffer *views, int count)
     for (int number = 0; number < count; number++)
         if (views[number].obj)
             PyBuffer_Release(&views[number]);
+}
+
+/* Get all of several buffers, each of a kind: e elements, b bytes, q integers of 8 bytes; a capital is writable. */
+static int get_all(PyObject *const *objects, Py_buffer *views, const char *kinds)
+{
+    for (int number = 0; kinds[number]; number++) {
+        char kind = (char)(kinds[number] | 0x20);
+        if (get(objects[number], &views[number], kinds[number] != kind, kind == 'e' ? 0 : kind == 'b' ? 1 : 8) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 static PyObject *refused(Py_buffer *views, int count, const char *reason)
@@ -414,7 +425,7 @@ static PyObject *split(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "OOp:split", &objects[0], &objects[1], &is_float))
         return NULL;
-    if (get(objects[0], &views[0], 0, 0) < 0 || get(objects[1], &views[1], 1, 1) < 0)
+    if (get_all(objects, views, "eB") < 0)
         return refused(views, 2, NULL);
     if (views[0].len != views[1].len)
         return refused(views, 2, WRONG_SIZES);
@@ -473,7 +484,7 @@ static PyObject *key_counts(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "OOp:key_counts", &objects[0], &objects[1], &is_float))
         return NULL;
-    if (get(objects[0], &views[0], 0, 0) < 0 || get(objects[1], &views[1], 1, 8) < 0)
+    if (get_all(objects, views, "eQ") < 0)
         return refused(views, 2, NULL);
     if (length(&views[1]) != KEYS || length(&views[0]) > INT32_MAX)
         return refused(views, 2, WRONG_SIZES);
@@ -511,9 +522,7 @@ static PyObject *by_groups(PyObject *args, int is_sum)
     if (!PyArg_ParseTuple(args, is_sum ? "OOOOOp:sums" : "OOOOOp:differences", &objects[0], &objects[1], &objects[2],
                           &objects[3], &objects[4], &is_float))
         return NULL;
-    if (get(objects[0], &views[0], 0, 0) < 0 || get(objects[1], &views[1], 0, 0) < 0 ||
-        get(objects[2], &views[2], 0, 1) < 0 || get(objects[3], &views[3], 0, 8) < 0 ||
-        get(objects[4], &views[4], 1, 0) < 0)
+    if (get_all(objects, views, "eebqE") < 0)
         return refused(views, 5, NULL);
     Py_ssize_t width = views[0].itemsize, n = length(&views[0]), group_count = length(&views[3]);
     if (views[1].itemsize != width || views[4].itemsize != width || length(&views[1]) != n || length(&views[4]) != n ||
@@ -563,7 +572,9 @@ static PyObject *measure(PyObject *module, PyObject *args)
         return NULL;
     if (step < 1 || step > INT32_MAX)
         return refused(&view, 1, "a step must be at least 1");
+    Py_BEGIN_ALLOW_THREADS
     FOR_WIDTH(view.itemsize, measure, view.buf, length(&view), step, &lengths, &small)
+    Py_END_ALLOW_THREADS
     release(&view, 1);
     return Py_BuildValue("LL", (long long)lengths, (long long)small);
 }
@@ -589,8 +600,7 @@ static PyObject *pack(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OiiOOO:pack",
                           &objects[0], &low_bits, &top_bits, &objects[1], &objects[2], &objects[3]))
         return NULL;
-    if (get(objects[0], &views[0], 0, 0) < 0 || get(objects[1], &views[1], 1, 1) < 0 ||
-        get(objects[2], &views[2], 1, 1) < 0 || get(objects[3], &views[3], 1, 0) < 0)
+    if (get_all(objects, views, "eBBE") < 0)
         return refused(views, 4, NULL);
     Py_ssize_t width = views[0].itemsize, n = length(&views[0]);
     if (views[3].itemsize != width || length(&views[3]) < n ||
@@ -613,8 +623,7 @@ static PyObject *unpack(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOOiiO:unpack",
                           &objects[0], &objects[1], &objects[2], &low_bits, &top_bits, &objects[3]))
         return NULL;
-    if (get(objects[0], &views[0], 0, 1) < 0 || get(objects[1], &views[1], 0, 1) < 0 ||
-        get(objects[2], &views[2], 0, 0) < 0 || get(objects[3], &views[3], 1, 0) < 0)
+    if (get_all(objects, views, "bbeE") < 0)
         return refused(views, 4, NULL);
     Py_ssize_t width = views[3].itemsize, n = length(&views[3]);
     if (views[2].itemsize != width || !packs(width, n, low_bits, top_bits, views[0].len, views[1].len))

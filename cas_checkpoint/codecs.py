@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import cache
 from math import log
@@ -21,7 +21,7 @@ from cas_checkpoint.errors import DamagedObject, UnsupportedStore
 from cas_checkpoint.ids import Buffer
 from cas_checkpoint.kernels import differences, join, key_counts, measure, pack, split, sums, unpack
 from cas_checkpoint.lazynumpy import np
-from cas_checkpoint.planes import KEYS
+from cas_checkpoint.planes import KEYS, low_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +51,7 @@ _SHAPE_WIDTH, _SHAPE_FLOAT = 0b11, 0b100
 _PART: Final = struct.Struct("<BI")  # coding and size of a part of a payload
 _PACKED: Final = struct.Struct("<BBI")  # low bits, bits of a top, number of large values
 _TOP_BITS: Final = (1, 2, 4, 8)
+_LARGEST_TOP = 255  # of 8 bits
 _WINDOW_LOG = 17  # of frames without matches
 _STATISTICS_SIZE = 4 * 2**10  # of a plane, looked at to choose its coding
 _ESTIMATED_SIZE = 16 * 2**10  # of a chunk, looked at to tell what its planes would take
@@ -63,7 +64,8 @@ _TOP_LENGTH = 6  # bits of a top that are worth coding; those below are noise
 _FEW = 24  # bytes of which a frame is hardly ever shorter
 _NOISE = 0.97  # of their bits; the lowest ones that take less when coded are none
 _BEYOND_NOISE = 4  # bits, which look like noise too where there is any, and do not where numbers move alike
-_FAR = 0.02  # of all values; if more are larger than a top can tell, its last bits are noise too
+_FAR = 0.02  # of all values; if more are larger than a top can tell, so many more bits are noise:
+_MORE_NOISE = 2
 _GROUPS = 64  # a group has at least this part of all values
 _GROUP_SIZE = 2**12  # and so many, or what tells how it is coded takes more than that gains
 _SAMPLED_GROUP = 2**9  # the same, of a sample
@@ -182,7 +184,7 @@ class Encoder:
         """Return the planes of elements, a row each; they are there until the next call."""
         planes = self._memory.bytes(0, len(values) * elements.width)
         split(values, planes, elements.is_float)
-        return planes.reshape(elements.width, -1) if len(values) else planes.reshape(elements.width, 0)
+        return planes.reshape(elements.width, len(values))
 
     def _as_planes(self, chunk: Buffer, elements: Elements) -> bytes:
         view = memoryview(chunk)
@@ -229,15 +231,11 @@ class Encoder:
             middle = (_elements(_middle(memoryview(data), width), width) for data in (chunk, base))
             if self._delta_size(*middle, is_float=is_float) * size > _UNSURE * limit:
                 return None
-        counts = np.empty(KEYS, np.int64)
-        key_counts(lower, counts, is_float)
-        groups = _Groups.of(counts, _last_keys(counts, _GROUP_SIZE))
-        found = self._memory.elements(1, len(values), width)
-        differences(values, lower, groups.numbers, groups.starts, found, is_float)
-        parts: list[Buffer] = [_shape(elements), bytes((len(groups.lasts) - 1, *groups.lasts.tolist()))]
+        lasts, found = self._differences(values, lower, _GROUP_SIZE, is_float=is_float)
+        parts: list[Buffer] = [_shape(elements), bytes((len(lasts) - 1, *lasts))]
         left = limit - sum(map(len, parts)) - size % width
-        for at in groups.slices():
-            part = self._packed(found[at], thorough=thorough)
+        for group in found:
+            part = self._packed(group, thorough=thorough)
             left -= len(part)
             if left <= 0:
                 return None
@@ -251,13 +249,19 @@ class Encoder:
         """Return about how many bytes a delta would take, as a part of all, told from samples."""
         if not len(values):
             return 0.0
-        counts = np.empty(KEYS, np.int64)
-        key_counts(base, counts, is_float)
-        groups = _Groups.of(counts, _last_keys(counts, _SAMPLED_GROUP))
+        _, found = self._differences(values, base, _SAMPLED_GROUP, is_float=is_float)
+        return sum(_packed_size(group, _noise(group, _measured(group, 1)[0])) for group in found) / values.nbytes
+
+    def _differences(
+        self, values: NDArray[np.unsignedinteger], base: NDArray[np.unsignedinteger], least: int, *, is_float: bool
+    ) -> tuple[list[int], list[NDArray[np.unsignedinteger]]]:
+        """Return the last keys of groups of so many elements or more, and their differences, until the next call."""
+        counts = _counts_of_keys(base, is_float=is_float)
+        lasts = _last_keys(counts, least)
+        groups = _Groups.of(counts, lasts)
         found = self._memory.elements(1, len(values), values.itemsize)
         differences(values, base, groups.numbers, groups.starts, found, is_float)
-        parts = [found[at] for at in groups.slices()]
-        return sum(_packed_size(part, _noise(part, _measured(part, 1)[0])) for part in parts) / values.nbytes
+        return lasts, groups.parts(found)
 
     def _packed(self, values: NDArray[np.unsignedinteger], *, thorough: bool) -> bytes:
         """Divide values into low bits, tops and the rest of large ones, and code them.
@@ -288,7 +292,7 @@ class Encoder:
         compressor: zstandard.ZstdCompressor,
     ) -> bytes:
         count, width = len(values), values.itemsize
-        low = self._memory.bytes(2, _low_size(count, low_bits))
+        low = self._memory.bytes(2, low_size(count, low_bits))
         top = self._memory.bytes(3, -(-count * top_bits // 8))
         large = self._memory.elements(4, count, width)
         large = large[: pack(values, low_bits, top_bits, low, top, large)]
@@ -327,32 +331,32 @@ class _Groups(NamedTuple):
     """Keys next to one another, of elements whose differences are coded together.
 
     Attributes:
-        lasts: the last key of each group.
         numbers: for each key the number of its group.
         starts: where each group begins among all elements sorted by groups.
-        sizes: the elements of each group.
     """
 
-    lasts: NDArray[np.int64]
     numbers: NDArray[np.uint8]
     starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, counts: NDArray[np.int64], lasts: NDArray[np.int64]) -> _Groups:
+    def of(cls, counts: NDArray[np.int64], lasts: Sequence[int]) -> _Groups:
         """Return the groups that end at these keys, of which there are so many each."""
         numbers = np.searchsorted(lasts, np.arange(KEYS)).astype(np.uint8)
-        stops = np.cumsum(counts)[lasts]
-        starts = np.concatenate(([0], stops[:-1]))
-        return cls(lasts, numbers, starts, stops - starts)
+        return cls(numbers, np.concatenate(([0], np.cumsum(counts)[lasts[:-1]])))
 
-    def slices(self) -> Iterator[slice]:
-        """Yield where each group lies."""
-        for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True):
-            yield slice(start, start + size)
+    def parts(self, found: NDArray[np.unsignedinteger]) -> list[NDArray[np.unsignedinteger]]:
+        """Divide sorted elements into those of each group."""
+        starts = self.starts.tolist()
+        return [found[start:stop] for start, stop in zip(starts, [*starts[1:], len(found)], strict=True)]
 
 
-def _last_keys(counts: NDArray[np.int64], least: int) -> NDArray[np.int64]:
+def _counts_of_keys(base: NDArray[np.unsignedinteger], *, is_float: bool) -> NDArray[np.int64]:
+    counts = np.empty(KEYS, np.int64)
+    key_counts(base, counts, is_float)
+    return counts
+
+
+def _last_keys(counts: NDArray[np.int64], least: int) -> list[int]:
     """Divide keys that were counted into groups of enough elements, at least so many; return the last key of each."""
     enough = max(least, -(-int(counts.sum()) // _GROUPS))
     lasts, gathered = list[int](), 0
@@ -362,7 +366,7 @@ def _last_keys(counts: NDArray[np.int64], least: int) -> NDArray[np.int64]:
         if gathered >= enough:
             lasts.append(key)
             gathered = 0
-    return np.array([*lasts[:-1], KEYS - 1])
+    return [*lasts[:-1], KEYS - 1]
 
 
 def _shape(elements: Elements) -> bytes:
@@ -391,21 +395,23 @@ def _noise(values: NDArray[np.unsignedinteger], most: int) -> int:
 
     Numbers that move alike, as by a decay, have none, however far they move; a few that move far make it more.
     """
+    if not most:
+        return 0
     looked = min(most + _BEYOND_NOISE, 8)
     lowest = np.bitwise_and(values, values.dtype.type((1 << looked) - 1)).astype(np.uint8)
-    if not most or _fair_size(_counts(lowest)) < _NOISE * len(values) * looked / 8:
+    if _fair_size(_counts(lowest)) < _NOISE * len(values) * looked / 8:
         return 0
-    far = np.count_nonzero(values >= values.dtype.type(KEYS - 1 << most))
-    return most if far < _FAR * len(values) else min(most + 2, 8 * values.itemsize - 8)
+    far = np.count_nonzero(values >= values.dtype.type(_LARGEST_TOP << most))
+    return most if far < _FAR * len(values) else min(most + _MORE_NOISE, 8 * values.itemsize - 8)
 
 
 def _packed_size(values: NDArray[np.unsignedinteger], low_bits: int) -> float:
     """Return about how many bytes packed values take, told from a sample: it is what so many more would take each."""
     rest = np.right_shift(values, low_bits)
-    parts = [np.minimum(rest, KEYS - 1).astype(np.uint8)]
-    large = rest[rest >= KEYS - 1]
+    parts = [np.minimum(rest, _LARGEST_TOP).astype(np.uint8)]
+    large = rest[rest >= _LARGEST_TOP]
     if len(large):
-        large -= large.dtype.type(KEYS - 1)
+        large -= large.dtype.type(_LARGEST_TOP)
         parts += [np.right_shift(large, 8 * place).astype(np.uint8) for place in range(values.itemsize)]
     return len(values) * low_bits / 8 + sum(_fair_size(_counts(part)) for part in parts)
 
@@ -417,11 +423,6 @@ def _fair_size(counts: NDArray[np.int64]) -> float:
     estimates*, 1955).
     """
     return _size(counts) + (np.count_nonzero(counts) - 1) / (16 * log(2))
-
-
-def _low_size(count: int, low_bits: int) -> int:
-    """Return the bytes of the lowest bits of values."""
-    return low_bits // 8 * count + sum(-(-count * bits // 8) for bits in (4, 2, 1) if low_bits & bits)
 
 
 def _tried(plane: NDArray[np.uint8], compressor: zstandard.ZstdCompressor) -> tuple[_Coding, Buffer]:
@@ -541,12 +542,10 @@ class Decoder:
         width, is_float, payload = _shaped(payload)
         lasts, payload = _read_lasts(payload)
         lower = _elements(memoryview(base), width)
-        counts = np.empty(KEYS, np.int64)
-        key_counts(lower, counts, is_float)
-        groups = _Groups.of(counts, lasts)
+        groups = _Groups.of(_counts_of_keys(lower, is_float=is_float), lasts)
         found = self._memory.elements(1, len(lower), width)
-        for at in groups.slices():
-            payload = self._packed(payload, found[at])
+        for part in groups.parts(found):
+            payload = self._packed(payload, part)
         _check_rest(payload, plain_size % width)
         values = self._memory.elements(0, len(lower), width)
         sums(found, lower, groups.numbers, groups.starts, values, is_float)
@@ -566,13 +565,13 @@ class Decoder:
         if len(payload) < _PACKED.size:
             raise DamagedObject("packed values that are cut short")
         low_bits, top_bits, large_count = _PACKED.unpack_from(payload)
-        low_size = _low_size(count, low_bits)
         if low_bits > 8 * width - 8 or top_bits not in _TOP_BITS or large_count > count:
             raise DamagedObject("packed values of an unknown shape")
-        if low_size > len(payload) - _PACKED.size:
+        size = low_size(count, low_bits)
+        if size > len(payload) - _PACKED.size:
             raise DamagedObject("packed values that are cut short")
-        low = np.frombuffer(payload, np.uint8, low_size, _PACKED.size)
-        coding, data, payload = _part(payload[_PACKED.size + low_size :])
+        low = np.frombuffer(payload, np.uint8, size, _PACKED.size)
+        coding, data, payload = _part(payload[_PACKED.size + size :])
         top = self._simple(coding, data, -(-count * top_bits // 8))
         planes = []
         for _ in range(width if large_count else 0):
@@ -602,13 +601,13 @@ def _shaped(payload: memoryview) -> tuple[int, bool, memoryview]:
     return 1 << (payload[0] & _SHAPE_WIDTH), bool(payload[0] & _SHAPE_FLOAT), payload[1:]
 
 
-def _read_lasts(payload: memoryview) -> tuple[NDArray[np.int64], memoryview]:
+def _read_lasts(payload: memoryview) -> tuple[Sequence[int], memoryview]:
     """Return the last keys of groups, and what follows them."""
     count = 1 + payload[0] if payload else 0
     lasts = payload[1 : 1 + count].tolist()
     if not count or len(lasts) != count or lasts[-1] != KEYS - 1 or any(map(int.__ge__, lasts, lasts[1:])):
         raise DamagedObject("a delta whose groups are none")
-    return np.array(lasts), payload[1 + count :]
+    return lasts, payload[1 + count :]
 
 
 def _part(data: memoryview) -> tuple[int, memoryview, memoryview]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Elements = NDArray[np.unsignedinteger[Any]]
 
-__all__ = ["KEYS", "differences", "join", "key_counts", "measure", "pack", "split", "sums", "unpack"]
+__all__ = ["KEYS", "differences", "join", "key_counts", "low_size", "measure", "pack", "split", "sums", "unpack"]
 
 KEYS = 256
 """A key of an element is below that."""
@@ -222,6 +222,11 @@ def measure(values: Elements, step: int, /) -> tuple[int, int]:
     """
     sample = values[::step]
     return int(np.frexp(sample.astype(np.float64))[1].sum()), int(np.minimum(sample, _SMALL).sum(dtype=np.int64))
+
+
+def low_size(count: int, low_bits: int) -> int:
+    """Return the bytes that so many low bits of so many values are packed into."""
+    return low_bits // 8 * count + sum(-(-count * bits // 8) for bits in _LOW_PARTS if low_bits & bits)
 
 
 def pack(values: Elements, low_bits: int, top_bits: int, low: Bytes, top: Bytes, large: Elements, /) -> int:

@@ -206,7 +206,7 @@ class Store:
                 needed can be freed, that is done in the background.
             delta: how to store what changed of tensors that the latest snapshot of the series holds at the same path
                 and by the same name: "fast" and "small" as differences where that pays, "small" taking longer
-                for less bytes; "off" always whole.
+                for fewer bytes; "off" always whole.
             monitor: told of progress and warnings.
 
         Returns:

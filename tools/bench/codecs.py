@@ -1,17 +1,18 @@
 """Compares this package's coding of tensors with ZipNN's, in memory, on one core, in turn.
 
-Give it a file of safetensors, and run it with a Python that has both (`pip install zipnn`). Of each type of numbers at
-most 64 MiB are taken. A float16 copy of float32 is made besides.
+Give it a file with tensors in it, and run it with a Python that has both (`pip install zipnn`). Of each type of numbers
+at most 64 MiB are taken. A float16 copy of float32 is made besides.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,23 +20,23 @@ import numpy as np
 
 from cas_checkpoint.codecs import Decoder, Encoder
 from cas_checkpoint.elements import ELEMENTS
+from cas_checkpoint.tensors import find_tensors
 
 CHUNK_SIZE, MOST, ROUNDS = 2**20, 64 * 2**20, 5
-TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+KINDS = ("bfloat16", "float16", "float32")
 
 T = TypeVar("T")
 
 
 def numbers_in(path: str) -> dict[str, bytes]:
-    """Return the bytes of all tensors of each type."""
+    """Return the bytes of the tensors of each type."""
     data = Path(path).read_bytes()
-    size = 8 + int.from_bytes(data[:8], "little")
+    layout = find_tensors(lambda offset, size: data[offset : offset + size], len(data))
     found: defaultdict[str, bytes] = defaultdict(bytes)
-    for name, tensor in json.loads(data[8:size]).items():
-        kind = TYPES.get(tensor["dtype"]) if name != "__metadata__" else None
-        if kind is not None and len(found[kind]) < MOST:
-            start, end = tensor["data_offsets"]
-            found[kind] += data[size + start : size + end]
+    for tensor in layout.tensors if layout else ():
+        if tensor.dtype in KINDS and len(found[tensor.dtype]) < MOST:
+            size = prod(tensor.shape) * ELEMENTS[tensor.dtype].width
+            found[tensor.dtype] += data[tensor.offset : tensor.offset + size]
     if "float32" in found:
         found["float16"] += np.frombuffer(found["float32"], "<f4").astype("<f2").tobytes()
     return {kind: data[:MOST] for kind, data in found.items()}
@@ -79,6 +80,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
+    if find_spec("zipnn") is None:
+        print("ZipNN is not there: pip install zipnn", file=sys.stderr)
+        return 1
     for kind, data in numbers_in(arguments[0]).items():
         for name, measure in (("ours", ours), ("ZipNN", theirs)):
             size, coding, decoding = measure(data, kind)
