@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOB_OVERHEAD",
     "DEFAULT_LEVEL",
+    "MAX_BASE_RATIO",
     "MAX_CHUNK_SIZE",
     "Codec",
     "Decoder",
@@ -38,6 +39,8 @@ __all__ = [
 
 MAX_CHUNK_SIZE = 16 * 2**20
 """The largest chunk, in plain bytes, that any blob may hold."""
+MAX_BASE_RATIO = 8
+"""A base is at most so many times as large as a chunk that is a delta of a window of it."""
 BLOB_OVERHEAD = 1
 """A blob is at most this many bytes larger than its chunk."""
 DEFAULT_LEVEL = 1
@@ -47,7 +50,8 @@ _SAMPLED_SIZE = 64 * 2**10  # smaller chunks are just tried
 _SAMPLE_SIZE = 4 * 2**10
 _WORTHWHILE = 256  # a compressed blob must save at least 1/256 of the chunk, or decoding it is wasted work
 
-_SHAPE_WIDTH, _SHAPE_FLOAT = 0b11, 0b100
+_SHAPE_WIDTH, _SHAPE_FLOAT, _SHAPE_WINDOW = 0b11, 0b100, 0b1000
+_WINDOW: Final = struct.Struct("<I")  # where it begins in the base, bytes
 _PART: Final = struct.Struct("<BI")  # coding and size of a part of a payload
 _PACKED: Final = struct.Struct("<BBI")  # low bits, bits of a top, number of large values
 _TOP_BITS: Final = (1, 2, 4, 8)
@@ -210,29 +214,40 @@ class Encoder:
         return _tried(plane, self._without_matches())
 
     def encode_delta(
-        self, chunk: Buffer, base: Buffer, elements: Elements, *, thorough: bool, limit: int, sure: bool = False
+        self,
+        chunk: Buffer,
+        base: Buffer,
+        elements: Elements,
+        *,
+        start: int = 0,
+        thorough: bool,
+        limit: int,
+        sure: bool = False,
     ) -> bytes | None:
         """Return the payload of `chunk` as a delta, None if it would not be smaller than `limit` bytes.
 
         Args:
             chunk: plain bytes.
-            base: those of another chunk of the same size.
+            base: those of another chunk, of the same size or larger.
             elements: what both consist of.
+            start: where the window of the base begins that the chunk is compared with, bytes.
             thorough: whether to spend more time for fewer bytes.
             limit: see above.
             sure: whether it will be smaller, as far as the caller can know; then no sample need tell.
         """
         width, is_float = elements
         view, size = memoryview(chunk), len(chunk)
-        if len(base) != size:
+        window = memoryview(base)[start : start + size]
+        if len(window) != size or len(base) > MAX_BASE_RATIO * size:
             return None
-        values, lower = _elements(view, width), _elements(memoryview(base), width)
+        values, lower = _elements(view, width), _elements(window, width)
         if not sure:
-            middle = (_elements(_middle(memoryview(data), width), width) for data in (chunk, base))
+            middle = (_elements(_middle(data, width), width) for data in (view, window))
             if self._delta_size(*middle, is_float=is_float) * size > _UNSURE * limit:
                 return None
         lasts, found = self._differences(values, lower, _GROUP_SIZE, is_float=is_float)
-        parts: list[Buffer] = [_shape(elements), bytes((len(lasts) - 1, *lasts))]
+        shape = _shape(elements) if len(base) == size else _window_shape(elements, start)
+        parts: list[Buffer] = [shape, bytes((len(lasts) - 1, *lasts))]
         left = limit - sum(map(len, parts)) - size % width
         for group in found:
             part = self._packed(group, thorough=thorough)
@@ -371,6 +386,10 @@ def _last_keys(counts: NDArray[np.int64], least: int) -> list[int]:
 
 def _shape(elements: Elements) -> bytes:
     return bytes((elements.width.bit_length() - 1 | (_SHAPE_FLOAT if elements.is_float else 0),))
+
+
+def _window_shape(elements: Elements, start: int) -> bytes:
+    return bytes((_shape(elements)[0] | _SHAPE_WINDOW,)) + _WINDOW.pack(start)
 
 
 def _elements(data: memoryview, width: int) -> NDArray[np.unsignedinteger]:
@@ -537,11 +556,13 @@ class Decoder:
         return _bytes(values, payload)
 
     def _delta(self, payload: memoryview, plain_size: int, base: Buffer | None) -> Buffer:
-        if base is None or len(base) != plain_size:
+        if base is None:
             raise DamagedObject(f"a delta of {plain_size} bytes without a base of that size")
-        width, is_float, payload = _shaped(payload)
+        is_window = bool(payload) and bool(payload[0] & _SHAPE_WINDOW)
+        width, is_float, payload = _shaped(payload, _SHAPE_WINDOW)
+        window, payload = _window(payload, memoryview(base), plain_size, is_window=is_window)
         lasts, payload = _read_lasts(payload)
-        lower = _elements(memoryview(base), width)
+        lower = _elements(window, width)
         groups = _Groups.of(_counts_of_keys(lower, is_float=is_float), lasts)
         found = self._memory.elements(1, len(lower), width)
         for part in groups.parts(found):
@@ -594,11 +615,25 @@ class Decoder:
         return np.frombuffer(data, np.uint8)
 
 
-def _shaped(payload: memoryview) -> tuple[int, bool, memoryview]:
-    """Return the width of the elements, whether they are floats, and what follows."""
-    if not payload or payload[0] & ~(_SHAPE_WIDTH | _SHAPE_FLOAT):
+def _shaped(payload: memoryview, others: int = 0) -> tuple[int, bool, memoryview]:
+    """Return the width of the elements, whether they are floats, and what follows; bits of `others` may be set too."""
+    if not payload or payload[0] & ~(_SHAPE_WIDTH | _SHAPE_FLOAT | others):
         raise DamagedObject("elements of an unknown shape")
     return 1 << (payload[0] & _SHAPE_WIDTH), bool(payload[0] & _SHAPE_FLOAT), payload[1:]
+
+
+def _window(payload: memoryview, base: memoryview, size: int, *, is_window: bool) -> tuple[memoryview, memoryview]:
+    """Return the bytes of the base that a delta of `size` bytes is a delta of, and what follows in the payload."""
+    if not is_window:
+        if len(base) != size:
+            raise DamagedObject(f"a delta of {size} bytes without a base of that size")
+        return base, payload
+    if len(payload) < _WINDOW.size:
+        raise DamagedObject("a delta that is cut short")
+    (start,) = _WINDOW.unpack_from(payload)
+    if not size < len(base) <= MAX_BASE_RATIO * size or start > len(base) - size:
+        raise DamagedObject(f"a delta of {size} bytes, of a window that is not in its base of {len(base)}")
+    return base[start : start + size], payload[_WINDOW.size :]
 
 
 def _read_lasts(payload: memoryview) -> tuple[Sequence[int], memoryview]:

@@ -6,7 +6,7 @@ but where files were cut. Whatever is wrong with it, a save goes on without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from cas_checkpoint.backends import Backend
@@ -19,7 +19,7 @@ from cas_checkpoint.manifests import ChunkRef, Content, Entry, EntrySplitter, En
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.transactions import list_marks, read_commit
 
-__all__ = ["Comparison", "Parent"]
+__all__ = ["Comparison", "Parent", "file_kind"]
 
 _MIN_FORECAST = 256 * 2**10  # smaller files are cut so fast that nothing is to be gained
 _MIN_SIMILAR = 2**20  # files that are looked for by their size, wherever they lie
@@ -74,7 +74,7 @@ class Comparison:
         self._parent: Parent | None = None
         self._rows: Iterator[Row] | None = None
         self._row: Row | None = None
-        self._similar: dict[int, list[Row]] | None = None
+        self._similar: _Similar | None = None
 
     def parent(self) -> Parent | None:
         """Return the snapshot, None if there is none that can be used."""
@@ -129,18 +129,25 @@ class Comparison:
         try:
             if row is None:
                 row = self.row(entry.path, max(entry.size, _MIN_FORECAST))  # tensors gain in smaller files, too
-            rows = [row] if row is not None else self._of_size(entry.size)
+            rows = [row] if row is not None else self._files().of_size(entry.size)
             found = (decode_entry(one.encoded) for one in rows)
             return next((one for one in found if one.type is EntryType.FILE), None)
         except CasCheckpointError:
             return None
+
+    def neighbours(self, path: bytes) -> list[Entry]:
+        """Return the larger files with a suffix like that of `path` in its directory, in the order of entries."""
+        try:
+            return [decode_entry(row.encoded) for row in self._files().of_kind.get(file_kind(path), ())]
+        except CasCheckpointError:
+            return []
 
     def forecast(self, row: Row | None, size: int) -> Forecast | None:
         """Return what chunks to expect in a file of `size` bytes that has that row, or is perhaps a moved one."""
         if size < _MIN_FORECAST:
             return None
         try:
-            rows = [row] if row is not None else self._of_size(size) if size >= _MIN_SIMILAR else []
+            rows = [row] if row is not None else self._files().of_size(size) if size >= _MIN_SIMILAR else []
             candidates = [candidate for row in rows if (candidate := self._candidate(row))]
         except CasCheckpointError:
             return None
@@ -152,15 +159,41 @@ class Comparison:
             return None
         return _candidate(parent.reader, content)
 
-    def _of_size(self, size: int) -> Sequence[Row]:
-        """Return files of that size."""
+    def _files(self) -> _Similar:
+        """Return the larger files of the snapshot."""
         if self._similar is None:
-            self._similar = {}
-            for row in islice(self._all_rows(), _MAX_ROWS):
-                entry = decode_entry(row.encoded)
-                if entry.type is EntryType.FILE and entry.size >= _MIN_SIMILAR:
-                    self._similar.setdefault(entry.size, []).append(row)
-        return self._similar.get(size, [])[:_MAX_CANDIDATES]
+            self._similar = _Similar(islice(self._all_rows(), _MAX_ROWS))
+        return self._similar
+
+
+class _Similar:
+    """Files among which there may be earlier versions of others.
+
+    Attributes:
+        of_kind: those of each kind; see `file_kind`.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        """Take what there is, in the order of entries."""
+        self.of_kind: dict[tuple[bytes, bytes], list[Row]] = {}
+        self._of_size: dict[int, list[Row]] = {}
+        for row in rows:
+            entry = decode_entry(row.encoded)
+            if entry.type is not EntryType.FILE or entry.size < _MIN_FORECAST:
+                continue
+            self.of_kind.setdefault(file_kind(entry.path), []).append(row)
+            if entry.size >= _MIN_SIMILAR:
+                self._of_size.setdefault(entry.size, []).append(row)
+
+    def of_size(self, size: int) -> Sequence[Row]:
+        """Return a few files of that size."""
+        return self._of_size.get(size, [])[:_MAX_CANDIDATES]
+
+
+def file_kind(path: bytes) -> tuple[bytes, bytes]:
+    """Return the directory and the suffix of a path, which the files of one checkpoint mostly have in common."""
+    directory, _, name = path.rpartition(b"/")
+    return directory, name.rpartition(b".")[2]
 
 
 def _candidate(reader: SnapshotReader, content: Content) -> Candidate:

@@ -24,7 +24,7 @@ HEADER_KEY: Final = "cas-checkpoint"
 MAX_HEADER_SIZE = 2**16
 
 OPERATIONS = ("read", "write", "collect")
-TENSORS = "tensors-2"
+TENSORS = "tensors-3"
 FEATURES = ("moves", TENSORS)
 """What every new store demands for all operations."""
 PARTS = "parts"
@@ -32,7 +32,7 @@ PARTS = "parts"
 _DEMANDS = tuple((operation, (*FEATURES, PARTS) if operation == "collect" else FEATURES) for operation in OPERATIONS)
 KNOWN_FEATURES: dict[str, frozenset[str]] = {operation: frozenset(names) for operation, names in _DEMANDS}
 """For each operation the features that this version understands."""
-_RETIRED = frozenset({"tensors"})
+_RETIRED = frozenset({"tensors", "tensors-2"})
 """What versions before the first release demanded, and nobody understands any more."""
 
 

@@ -108,11 +108,13 @@ class _Base(NamedTuple):
     Attributes:
         chunk: a chunk that is stored whole.
         pack: the number of a pack that holds it so.
+        size: its bytes.
         before: bytes of the earlier version's blob, if that is a delta of the same chunk; else 0.
     """
 
     chunk: ChunkId
     pack: int
+    size: int
     before: int = 0
 
 
@@ -323,12 +325,15 @@ class Packer:
         earlier = index.locate(array)
         numbers, ids_of_bases = index.bases(earlier)
         before = np.zeros(len(array), np.int64)
+        sizes = earlier.plain_sizes
         if len(numbers):
             before[numbers] = earlier.stored_sizes[numbers]
             array = array.copy()
             array[numbers] = ids_of_bases
         found = index.locate(array, whole=True)
-        places = zip(found.found.tolist(), array, found.packs.tolist(), before.tolist(), strict=True)
+        usable = found.found & (found.plain_sizes == sizes)  # nobody knows of which window the earlier version is
+        columns = (found.packs, found.plain_sizes, before)
+        places = zip(usable.tolist(), array, *(column.tolist() for column in columns), strict=True)
         bases = iter(
             [_Base(ChunkId(bytes(chunk)), *others) if is_found else None for is_found, chunk, *others in places]
         )
@@ -339,25 +344,26 @@ class Packer:
     ) -> _Coded:
         """Turn a chunk into a blob: a delta if that pays."""
         bases = self._coding.bases
-        elements = None if hint is None else hint.elements
-        if elements is not None and base is not None and bases is not None:
-            earlier = bases.get(base.chunk, len(plain))
+        if hint is not None and base is not None and bases is not None:
+            earlier = bases.get(base.chunk, base.size)
             if earlier is not None:
-                limit = self._limit(encoder.estimate(plain, elements), base.before)
+                before = base.before if base.size == len(plain) else 0
+                limit = self._limit(encoder.estimate(plain, hint.elements), before)
                 delta = encoder.encode_delta(
                     plain,
                     earlier,
-                    elements,
+                    hint.elements,
+                    start=hint.start,
                     thorough=self._coding.small,
                     limit=limit,
-                    sure=0 < base.before < _SURE * limit,
+                    sure=0 < before < _SURE * limit,
                 )
                 if delta is not None:
                     blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
                     return _Coded(chunk, len(plain), blob, base.chunk)
-        if elements is not None and bases is not None:
+        if hint is not None and bases is not None:
             bases.keep(chunk, plain)
-        codec, payload = encoder.encode(plain, elements)
+        codec, payload = encoder.encode(plain, None if hint is None else hint.elements)
         return _Coded(chunk, len(plain), (codec, payload, blob_check(codec, payload)))
 
     def _limit(self, whole: int, before: int) -> int:

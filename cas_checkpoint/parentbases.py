@@ -1,4 +1,4 @@
-"""What the chunks of a file may be stored as deltas of: the chunks of the same tensors in the parent snapshot.
+"""The plain bytes of what chunks may be stored as deltas of: chunks of the parent snapshot.
 
 Whatever is wrong with these, a save goes on without them.
 """
@@ -6,17 +6,14 @@ Whatever is wrong with these, a save goes on without them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from cas_checkpoint.basecache import BaseCache
 from cas_checkpoint.errors import CasCheckpointError
 from cas_checkpoint.ids import Buffer, ChunkId
-from cas_checkpoint.manifests import ChunkRef, Entry
+from cas_checkpoint.manifests import ChunkRef
 from cas_checkpoint.reading import SnapshotReader
-from cas_checkpoint.tensorcuts import FindBase
-from cas_checkpoint.tensorfiles import TensorFile
 
-__all__ = ["ParentBases", "base_finder"]
+__all__ = ["ParentBases"]
 
 
 class ParentBases:
@@ -50,21 +47,3 @@ class ParentBases:
         """Keep no more than there is room for."""
         if self._cache is not None:
             self._cache.trim()
-
-
-def base_finder(reader: SnapshotReader, entry: Entry) -> FindBase:
-    """Return what finds the chunks of a file of the parent by region and place."""
-    offsets: dict[str, int] = {}
-    chunks: dict[int, ChunkRef] = {}
-    with suppress(CasCheckpointError):
-        opened = TensorFile.open(reader, entry) if entry.extents is None else None
-        if opened is not None:
-            offsets = {region.name: region.offset for region in opened.layout.regions}
-            chunks = opened.file.starts()
-
-    def find(name: str, place: int, size: int) -> ChunkId | None:
-        offset = offsets.get(name)
-        ref = None if offset is None else chunks.get(offset + place)
-        return ref.chunk if ref is not None and ref.size == size else None
-
-    return find

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from cas_checkpoint.backends import Backend
+from cas_checkpoint.codecs import MAX_BASE_RATIO
 from cas_checkpoint.commits import Commit, CommitKey, State, manifest_key, pack_key
 from cas_checkpoint.copies import Moved, Rescue, follow_moves, indexed_everywhere, rows_of
 from cas_checkpoint.errors import (
@@ -372,8 +373,8 @@ class SnapshotReader:
     ) -> tuple[dict[ChunkId, bytes], dict[ChunkId | None, DamagedStore]]:
         """Fetch what these rows are deltas of, and what is wrong with those that are nowhere to be had."""
         wanted = {row.base: row.plain_size for row in rows if row.base is not None}
-        ids, bases, faults = list(wanted), dict[ChunkId, bytes](), dict[ChunkId | None, DamagedStore]()
-        for request in self._whole_requests(ids, list(wanted.values()), faults):
+        bases, faults = dict[ChunkId, bytes](), dict[ChunkId | None, DamagedStore]()
+        for request in self._whole_requests(wanted, faults):
             failures: list[Failure] = []
             for row, plain in self._fetcher.fetch(request, failures, unchecked=unchecked):
                 bases[row.chunk] = bytes(plain)
@@ -387,16 +388,22 @@ class SnapshotReader:
         return bases, faults
 
     def _whole_requests(
-        self, chunks: Sequence[ChunkId], sizes: Sequence[int], faults: dict[ChunkId | None, DamagedStore]
+        self, wanted: Mapping[ChunkId, int], faults: dict[ChunkId | None, DamagedStore]
     ) -> list[Request]:
-        """Return the requests that fetch chunks of these sizes which are stored whole; others are added to `faults`."""
+        """Return the requests that fetch chunks which are stored whole; others are added to `faults`.
+
+        Args:
+            wanted: the chunks, and of each the size of one that is a delta of it.
+            faults: see above.
+        """
+        chunks = list(wanted)
         found = self._locate(chunks, whole=True)
         packs = self.index().packs
         rows: list[tuple[PackId, ChunkRow]] = []
         columns = zip(*(column.tolist() for column in found), strict=True)
         for number, (is_found, pack, offset, stored, plain, check) in enumerate(columns):
             chunk = chunks[number]
-            if is_found and plain == sizes[number]:
+            if is_found and plain <= MAX_BASE_RATIO * wanted[chunk]:
                 rows.append((packs[pack], ChunkRow(chunk, offset, stored, plain, check, number)))
             else:
                 faults[chunk] = self._unusable(chunk, is_found=is_found)

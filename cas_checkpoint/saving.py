@@ -29,6 +29,7 @@ from cas_checkpoint.commits import (
     pack_key,
 )
 from cas_checkpoint.comparing import Comparison, Parent
+from cas_checkpoint.earliertensors import EarlierTensors
 from cas_checkpoint.errors import (
     CasCheckpointError,
     DamagedStore,
@@ -59,12 +60,12 @@ from cas_checkpoint.manifests import (
 from cas_checkpoint.monitor import Monitor, Notice
 from cas_checkpoint.overlays import overlay
 from cas_checkpoint.packing import MAX_BATCH_CHUNKS, Coding, Packer
-from cas_checkpoint.parentbases import ParentBases, base_finder
+from cas_checkpoint.parentbases import ParentBases
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.sources import Source, SourceItem, SourceReader, Walker, is_rereadable
 from cas_checkpoint.streams import MetadataStream, Plan, Stream, StreamReader, buffer_size, store_content
-from cas_checkpoint.tensorcuts import TensorCuts
-from cas_checkpoint.tensors import find_tensors
+from cas_checkpoint.tensorcuts import FindEarlier, TensorCuts
+from cas_checkpoint.tensors import Region, find_tensors
 from cas_checkpoint.transactions import (
     commit,
     condemned_packs,
@@ -270,6 +271,7 @@ class Attempt:
         self._started, self._now_ns = started, now_ns
         self._packer: Packer | None = None
         self._bases: ParentBases | None = None
+        self._earlier: EarlierTensors | None = None
         self._knowledge: Knowledge | None = None
         self._packs: list[PackId] = []
         self._indexed = False
@@ -550,12 +552,19 @@ class Attempt:
         if header.knows_tensors and size > header.chunker.min_size and reader.extents is None:
             layout = find_tensors(reader.read_at, size)
         if layout is not None and layout.regions:
-            entry = comparison.earlier(item.row, item.entry) if comparison is not None else None
-            find = base_finder(comparison.reader(), entry) if comparison is not None and entry is not None else _no_base
-            return TensorCuts(layout.regions, header.chunker, find)
+            return TensorCuts(layout.regions, header.chunker, self._find_earlier(item, layout.regions))
         if item.stamp is not None and comparison is not None:
             return comparison.forecast(item.row, size)
         return None
+
+    def _find_earlier(self, item: SourceItem, regions: Sequence[Region]) -> FindEarlier:
+        """Return what finds earlier versions of the tensors of a file."""
+        comparison = self._comparison
+        if comparison is None or comparison.parent() is None:
+            return lambda _: ()
+        if self._earlier is None:
+            self._earlier = EarlierTensors(comparison)
+        return self._earlier.finder(item.entry, comparison.earlier(item.row, item.entry), regions)
 
     def _emit(self) -> None:
         """Write the entries whose turn has come."""
@@ -613,7 +622,3 @@ class Attempt:
         wanted = list({ref.chunk: ref for ref in refs if ref.chunk in missing}.values())
         for chunk in reader.chunks(wanted):
             packer.store(chunk)
-
-
-def _no_base(*_: object) -> None:
-    """Find nothing."""

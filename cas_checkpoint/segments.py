@@ -20,11 +20,13 @@ class Hint(NamedTuple):
 
     Attributes:
         elements: what it consists of.
-        base: an earlier version of it, a chunk of the same size; None if there is none.
+        base: a chunk that holds an earlier version of it; None if there is none.
+        start: where in that one the earlier version begins, bytes.
     """
 
     elements: Elements
     base: ChunkId | None
+    start: int = 0
 
 
 class Cut(NamedTuple):

@@ -139,9 +139,12 @@ def added(rest: bytes, width: int, lower: list[int], *, is_float: bool) -> tuple
 
 
 def join(blob: bytes, size: int, base: bytes | None) -> bytes:
-    """Put planes together, or add differences to the base."""
-    require(len(blob) > 1 and blob[1] < 8, "a blob has an unknown shape")
+    """Put planes together, or add differences to the base, or to a window of it."""
+    require(len(blob) > 1 and blob[1] < 8 * (blob[0] - 1), "a blob has an unknown shape")
     width, is_float, base = 1 << (blob[1] & 3), bool(blob[1] & 4), base or b""
+    if blob[1] & 8:
+        require(len(blob) > 6 and size < len(base) <= 8 * size, "a base has another size")
+        base, blob = base[int.from_bytes(blob[2:6], "little") :][:size], blob[:2] + blob[6:]
     if blob[0] == 2:
         values, rest = joined(blob[2:], width, size // width, is_float=is_float)
     else:
@@ -196,7 +199,7 @@ class Snapshot:
         header = self.read_record("cas-checkpoint", b"H", 2**16, {"chunk_id": "blake3-256", "key_slots": []})
         features = header["features"]["read"]
         require(
-            type(features) is list and {*features} <= {"moves", "tensors-2"}, f"unknown features: {features!r:.200}"
+            type(features) is list and {*features} <= {"moves", "tensors-3"}, f"unknown features: {features!r:.200}"
         )
         escaped = re.sub(rb"[^a-z0-9_.-]|\A\.|\.\Z", lambda byte: b"%%%02x" % ord(byte[0]), series.encode()).decode()
         wanted = re.compile(f"{sequence.zfill(16) if sequence else '[0-9]{16}'}-[0-9a-f]{{32}}")
@@ -258,13 +261,14 @@ class Snapshot:
             targets = (targets or []) + [target.hex() for (target,) in struct.iter_unpack("<16s", move["targets"])]
         return targets
 
-    def read_chunk(self, name: bytes, size: int, deltas: dict[bytes, tuple[str, int, int, int, int, bytes]]) -> bytes:
+    def read_chunk(self, name: bytes, sizes: range, deltas: dict[bytes, Any]) -> bytes:
         """Read a chunk and check it; if it is a delta, read first what it is a delta of, stored whole (section 7)."""
         require(name in self.places or name in deltas, f"chunk {name.hex()} is in no pack of the snapshot")
         pack, offset, blob_size, plain_size, check, *base = self.places.get(name) or deltas[name]
-        require(plain_size == size > 0, "a chunk has another size than its ref says")
+        require(plain_size in sizes and plain_size, "a chunk has another size than its ref says")
         blob = self.load(pack, offset, blob_size)
-        plain = decode(blob, plain_size, *(self.read_chunk(source, size, {}) for source in base))
+        sizes = range(plain_size, 8 * plain_size + 1)
+        plain = decode(blob, plain_size, *(self.read_chunk(source, sizes, {}) for source in base))
         fits = check == (zlib.crc32(blob) if blob[0] else 0) and blake3(plain).digest() == name
         require(fits, f"chunk {name.hex()} has other bytes, or another check")
         return plain
@@ -273,8 +277,9 @@ class Snapshot:
         """Read the chunks of a content and check them; how large a list of refs is nobody says (section 9)."""
         lists = self.read(math.inf, depth - 1, refs) if number(depth, 5) else [refs]
         for ref in split(lists, 36):
-            plain = self.read_chunk(ref[:32], int.from_bytes(ref[32:], "little"), self.deltas)
-            size -= len(plain)
+            wanted = int.from_bytes(ref[32:], "little")
+            plain = self.read_chunk(ref[:32], range(wanted, wanted + 1), self.deltas)
+            size -= wanted
             require(size >= 0, "a content is longer than its size")
             yield plain
         require(size in {0, math.inf}, "a content is shorter than its size")

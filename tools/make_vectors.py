@@ -245,8 +245,13 @@ def tensor_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
             b"\0\x80\x80" * 30, b"\x80\0\x81" * 30,
         ),
         "delta-two-bits": (b"\3\0\0\xff" + two, bytes((5, 7, 6, 107, 8, 7, 6)) * 13, b"\7" * 91),
+        "delta-four-bits": (b"\3\0\0\xff" + four, bytes((5, 7, 6, 107, 8, 7, 6)) * 13, b"\7" * 91),
         "delta-of-no-change": (b"\3\2\0\xff" + packed_values(0, 0, 1, part(2, b"")), b"abcd" * 40, b"abcd" * 40),
         "delta-with-low-bits": (b"\3\1\0\xff" + wide, moved, b"\xe8\3" * 150),
+        "delta-of-a-window": (
+            b"\3\x09" + struct.pack("<I", 3) + b"\0\xff" + packed_values(0, 0, 8, part(1, frame(b"\2" * 60))),
+            b"\x04\1" * 60, b"???" + b"\3\1" * 60 + bytes(90),
+        ),
         "delta-in-groups": (
             b"\3\0\2\0\x08\xff"
             + packed_values(0, 0, 8, part(1, frame(b"\2" * 60)))
@@ -274,12 +279,14 @@ def encoded_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
             if codec is Codec.PLANES:
                 blobs[f"planes-{name}"] = (bytes((codec,)) + payload, base, None)
             blobs[f"delta-{name}"] = (delta_of(plain, base, elements), plain, base)
+            window = plain[: 200 * width]
+            blobs[f"delta-of-a-window-{name}"] = (delta_of(window, base, elements, start=0), window, base)
     return blobs
 
 
-def delta_of(chunk: bytes, base: bytes, elements: Elements) -> bytes:
+def delta_of(chunk: bytes, base: bytes, elements: Elements, start: int = 0) -> bytes:
     """Return a blob of codec 3."""
-    payload = Encoder().encode_delta(chunk, base, elements, thorough=True, limit=len(chunk))
+    payload = Encoder().encode_delta(chunk, base, elements, start=start, thorough=True, limit=len(chunk))
     if payload is None:
         raise ValueError("a delta is larger than its chunk")
     return b"\3" + payload
@@ -672,12 +679,15 @@ def tensor_store() -> StoreMaker:
         elements, name = Elements(width, is_float=is_float), f"{'f' if is_float else 'u'}{width}".encode()
         first, second = (sample_elements(elements, "tensor", 1_500, moved=moved) for moved in (False, True))
         third = first[: len(first) // 2] + second[len(first) // 2 :]
+        window = second[8 * width : 8 * width + 500 * width]
         codec, payload = Encoder().encode(first, elements)
         maker.coded[first] = (bytes((codec,)) + payload, None)
         maker.coded[second] = (delta_of(second, first, elements), first)
         maker.coded[third] = (delta_of(third, first, elements), first)
+        maker.coded[window] = (delta_of(window, first, elements, start=8 * width), first)
         for tree, data in zip(trees, (first, second, third), strict=True):
             tree.append(file(name, data))
+        trees[2].append(file(name + b"w", window))
     more = [other(b"", EntryType.DIRECTORY), file(b"words", b"what is no tensor " * 100)]
     keys = [
         maker.save(maker.key("main", number), [*more, *tree], inline=False, blobs_per_pack=3)
@@ -1099,6 +1109,7 @@ def broken_planes() -> dict[str, bytes]:
         "planes-cut-off-in-a-size": b"\2\1" + half[:3],
         "planes-of-one-too-few": b"\2\1" + part(1, frame(HEAVY)),
         "planes-of-an-unknown-shape": b"\2\x11" + half,
+        "planes-of-a-window": b"\2\x09\0\0\0\0" + half,
         "planes-of-an-unknown-coding": b"\2\0" + part(4, frame(HEAVY)),
         "planes-of-another-size": b"\2\0" + part(1, frame(HEAVY[:-1])),
         "planes-whose-frame-is-a-bomb": b"\2\0" + part(1, frame(bytes(2**23))),
@@ -1127,11 +1138,25 @@ def broken_tensors() -> dict[str, tuple[Objects, str]]:
         "delta-whose-groups-go-back": b"\3\0\2\7\7\xff" + 3 * nothing,
         "delta-of-one-group-too-few": b"\3\0\1\7\xff" + nothing,
         "delta-of-one-group-too-many": b"\3\0\0\xff" + 2 * nothing,
+        "delta-of-a-window-of-a-base-of-the-same-size": b"\3\x08" + bytes(4) + b"\0\xff" + nothing,
+        "delta-of-a-window-that-is-cut-off": b"\3\x08\0",
         "delta-whose-low-bits-are-cut-off": b"\3\1\0\xff" + packed_values(0, 8, 8, bits=bytes(9)),
     }
     base = b"x" * size
     cases |= {
         name: (blob_pack(HEAVY, blob, size=size, base=base, beside=base), damaged) for name, blob in wrong.items()
+    }
+    window = struct.Struct("<BBI")
+    cases |= {
+        f"delta-of-a-window-{name}": (
+            blob_pack(HEAVY, window.pack(3, 8, start) + b"\0\xff" + nothing, size=size, base=base, beside=base),
+            damaged,
+        )
+        for name, start, base in (
+            ("that-ends-behind-its-base", 6, HEAVY + b"xxxxx"),
+            ("that-begins-behind-its-base", 2**32 - 1, HEAVY + b"xxxxx"),
+            ("of-too-large-a-base", 0, HEAVY * 9),
+        )
     }
     nothing = b"\3\0\0\xff" + nothing
     cases |= {

@@ -221,8 +221,8 @@ def fillings(size):
     yield (np.arange(size // 8 + 1) * 1000).astype("<i8").tobytes()
 
 
-def payload_of(chunk, base, elements, *, thorough=False, limit=2**40):
-    return Encoder().encode_delta(chunk, base, elements, thorough=thorough, limit=limit)
+def payload_of(chunk, base, elements, *, thorough=False, limit=2**40, start=0):
+    return Encoder().encode_delta(chunk, base, elements, start=start, thorough=thorough, limit=limit)
 
 
 def parts_of(payload):
@@ -452,7 +452,46 @@ def test_noise_stands_as_it_is():
 
 
 def test_a_delta_of_another_size_is_none():
-    assert payload_of(bytes(10), bytes(11), Elements(1, is_float=False)) is None
+    for size in (0, 9, 81):
+        assert payload_of(bytes(10), bytes(size), Elements(1, is_float=False)) is None
+    for start in (1, 2**40):
+        assert payload_of(bytes(10), bytes(10), Elements(1, is_float=False), start=start) is None
+
+
+@all_elements
+@efforts
+@pytest.mark.parametrize("size", [1, 9, 257, 5003])
+def test_a_delta_of_a_window_comes_back(elements, thorough, size):
+    for number, data in enumerate(fillings(8 * size)):
+        base = data[: 2 * size + number]
+        for start in (0, 1, size + number):
+            window = base[start : start + size]
+            for chunk in (window, sparse(size, number), window[::-1]):
+                payload = payload_of(chunk, base, elements, thorough=thorough, start=start)
+                assert bytes(Decoder().decode(b"\3" + payload, size, base)) == chunk
+                plain = payload_of(chunk, window, elements, thorough=thorough)
+                assert payload == bytes((plain[0] | 8,)) + struct.pack("<I", start) + plain[1:]
+        assert payload_of(window, base, elements, start=size + number + 1) is None
+
+
+def test_a_window_must_lie_in_a_base_that_is_larger():
+    plain = payload_of(b"abcd", b"abcd", Elements(1, is_float=False))
+
+    def decode(start, base):
+        return bytes(Decoder().decode(b"\3\x08" + struct.pack("<I", start) + plain[1:], 4, base))
+
+    assert decode(2, b"abcdef") == b"cdef"
+    assert decode(28, bytes(28) + b"abcd") == b"abcd"
+    for start, base in ((3, b"abcdef"), (2**32 - 1, b"abcdef"), (0, b"abcd"), (0, b"abc"), (0, bytes(33))):
+        with pytest.raises(DamagedObject, match="not in its base"):
+            decode(start, base)
+    for end in range(4):
+        with pytest.raises(DamagedObject, match="cut short"):
+            Decoder().decode(b"\3\x08" + bytes(end), 4, b"abcdef")
+    with pytest.raises(DamagedObject, match="without a base"):
+        decode(0, None)
+    with pytest.raises(DamagedObject, match="unknown shape"):
+        Decoder().decode(b"\2\x08" + bytes(4) + plain[1:], 4)
 
 
 def test_numbers_that_move_alike_have_no_noise():

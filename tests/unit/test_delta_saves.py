@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from containers import safetensors
 from counting import Counting
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cas_checkpoint import Store
 from cas_checkpoint.backends import LocalBackend
@@ -23,6 +28,7 @@ from cas_checkpoint.transactions import list_packs
 from cas_checkpoint.verifying import AffectedPath
 
 MIB = 2**20
+READER = Path(__file__).parents[2] / "tools" / "independent_reader.py"
 
 
 def weights(seed, *, rows=1024):
@@ -256,3 +262,129 @@ def test_small_files_have_deltas_too(store, tmp_path):
     two = save(store, safetensors(second))
     assert codecs(store)[Codec.DELTA] == 1
     assert restored(store, two, tmp_path) == safetensors(second)
+
+
+# --- tensors that are divided among more or fewer files ---
+
+
+def divided(tensors, count, name="model-{}-of-{}.safetensors"):
+    """Return files of which each has an equal part of every tensor."""
+    return {
+        name.format(number, count): safetensors(
+            {key: np.array_split(values, count)[number] for key, values in tensors.items()}
+        )
+        for number in range(count)
+    }
+
+
+def files_of(store, snapshot, tmp_path):
+    target = tmp_path / f"restored-{os.urandom(4).hex()}"
+    store.restore(snapshot, target)
+    return {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def test_tensors_divided_among_more_files_are_windows_of_what_was_there(store, tmp_path):
+    first = weights(1)
+    one, two = store.save(divided(first, 2)), store.save(divided(first, 4))
+    assert codecs(store)[Codec.DELTA] == 8
+    assert two.stats.bytes_written < one.stats.bytes_written / 100
+    assert files_of(store, two, tmp_path) == divided(first, 4)
+
+
+def test_windows_are_read_by_the_second_reader(store, tmp_path):
+    first = weights(1, rows=512)
+    second = moved(first, 2)
+    store.save(divided(first, 2))
+    store.save(divided(second, 4))
+    assert codecs(store)[Codec.DELTA] == 8
+    subprocess.run([sys.executable, READER, store.url, tmp_path / "target", "default@2"], check=True, timeout=120)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "target").iterdir()} == divided(second, 4)
+
+
+@pytest.mark.parametrize("name", ["model-{}-of-{}.safetensors", "rank-{}.safetensors"])
+def test_what_is_divided_otherwise_and_changed_is_stored_as_differences(store, tmp_path, name):
+    first = weights(1)
+    second = moved(first, 2)
+    third, fourth = moved(second, 3), moved(second, 4)
+    save_divided = lambda tensors, count: store.save(divided(tensors, count, name))  # noqa: E731
+    snapshots = [save_divided(first, 2), save_divided(second, 4)]
+    assert codecs(store)[Codec.DELTA] == 8
+    snapshots.append(save_divided(third, 4))  # a window is not followed, so these are new bases:
+    assert codecs(store)[Codec.DELTA] == 8
+    snapshots.append(save_divided(fourth, 4))
+    assert codecs(store)[Codec.DELTA] == 16
+    for snapshot, tensors, count in zip(snapshots, (first, second, third, fourth), (2, 4, 4, 4), strict=True):
+        assert files_of(store, snapshot, tmp_path) == divided(tensors, count, name)
+    assert store.verify(depth="data").ok
+
+
+def test_tensors_put_together_in_fewer_files_keep_their_chunks(store, tmp_path):
+    first = weights(1)
+    store.save(divided(first, 4))
+    before = codecs(store)
+    two = store.save(divided(first, 2))
+    assert codecs(store)[Codec.DELTA] == 0
+    assert codecs(store)[Codec.PLANES] == before[Codec.PLANES]
+    second = moved(first, 2)
+    three = store.save(divided(second, 2))  # which is cut as it was before
+    assert codecs(store)[Codec.DELTA] == 8
+    assert files_of(store, two, tmp_path) == divided(first, 2)
+    assert files_of(store, three, tmp_path) == divided(second, 2)
+
+
+def test_windows_keep_their_bases_and_tell_what_depends_on_them(store, tmp_path):
+    first = weights(1)
+    second = moved(first, 2)
+    one, two = store.save(divided(first, 2)), store.save(divided(second, 4))
+    store.forget([one.id])
+    store.collect()
+    store.collect(repack=0.01)
+    assert files_of(store, two, tmp_path) == divided(second, 4)
+    assert store.verify(depth="data").ok
+    base = next(bytes(base) for footer in footers(store) for base in footer.bases)
+    damage(store, base)
+    lost = store.verify().lost
+    assert len(lost) == 2  # both halves of what was one part
+    assert {each.tensors for each in lost} <= {("a.weight",), ("b.weight",)}
+    assert set(store.repair().lost) == set(lost)
+
+
+def footers(store):
+    return [read_footer(store._backend, info) for info in list_packs(store._backend)]
+
+
+def test_windows_are_made_of_a_store_far_away_from_what_is_kept_here(tmp_path):
+    store = Store.open(Counting(tmp_path / "store", near=False), create=True, workers=2)
+    first = weights(1)
+    second = moved(first, 2)
+    store.save(divided(first, 2))
+    two = store.save(divided(second, 4))
+    assert sum(store._backend.requests) < MIB / 2
+    assert codecs(store)[Codec.DELTA] == 8
+    assert files_of(store, two, tmp_path) == divided(second, 4)
+
+
+def test_other_tensors_of_the_same_names_do_no_harm(store, tmp_path):
+    first, second, third = ({"w": weights(seed)["a.weight"]} for seed in (1, 2, 3))
+    files = {"one.safetensors": safetensors(first), "two.safetensors": safetensors(second)}
+    one = store.save(files)
+    others = {"one.safetensors": safetensors(third), "three.safetensors": divided(first, 2)["model-1-of-2.safetensors"]}
+    two = store.save(others)
+    assert codecs(store)[Codec.DELTA] == 0
+    assert files_of(store, one, tmp_path) == files
+    assert files_of(store, two, tmp_path) == others
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.booleans()), min_size=2, max_size=4), st.integers(0, 99))
+def test_however_tensors_are_divided_they_come_back(steps, seed):
+    with tempfile.TemporaryDirectory() as place:
+        store = Store.open(Path(place, "store"), create=True, durable=False, workers=2)
+        tensors, saved = weights(seed, rows=700), []
+        for count, is_moved, is_renamed in steps:
+            tensors = moved(tensors, seed) if is_moved else tensors
+            files = divided(tensors, count, "rank-{}.safetensors" if is_renamed else "model-{}-of-{}.safetensors")
+            saved.append((store.save(files), files))
+        assert store.verify(depth="data").ok
+        for snapshot, files in saved:
+            assert files_of(store, snapshot, Path(place)) == files

@@ -70,9 +70,9 @@ def test_a_header_has_the_specified_fields():
         },
         "capabilities": {"put_if_absent": True},
         "features": {
-            "read": ("moves", "tensors-2"),
-            "write": ("moves", "tensors-2"),
-            "collect": ("moves", "tensors-2", "parts"),
+            "read": ("moves", "tensors-3"),
+            "write": ("moves", "tensors-3"),
+            "collect": ("moves", "tensors-3", "parts"),
         },
         "key_slots": (),
     }
@@ -85,9 +85,9 @@ def test_a_header_has_the_specified_fields():
         {"capabilities": {"put_if_absent": True, "of tomorrow": 1}},
         {
             "features": {
-                "read": ("moves", "tensors-2"),
-                "write": ("moves", "tensors-2"),
-                "collect": ("moves", "tensors-2", "parts"),
+                "read": ("moves", "tensors-3"),
+                "write": ("moves", "tensors-3"),
+                "collect": ("moves", "tensors-3", "parts"),
                 "of tomorrow": (),
             }
         },
@@ -100,7 +100,7 @@ def test_unknown_fields_are_ignored(changes):
 
 @pytest.mark.parametrize("missing", [(), *((operation,) for operation in OPERATIONS), OPERATIONS])
 def test_a_store_knows_tensors_if_all_who_use_it_must(missing):
-    features = {operation: ["moves"] + ["tensors-2"] * (operation not in missing) for operation in OPERATIONS}
+    features = {operation: ["moves"] + ["tensors-3"] * (operation not in missing) for operation in OPERATIONS}
     header = decode(features=features)
     assert header.knows_tensors == (not missing)
     for operation in OPERATIONS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from cas_checkpoint.chunking import ChunkerParameters, Cutter
 from cas_checkpoint.elements import Elements
 from cas_checkpoint.ids import ChunkId, chunk_id
 from cas_checkpoint.segments import Segment
-from cas_checkpoint.tensorcuts import TensorCuts
+from cas_checkpoint.tensorcuts import Earlier, TensorCuts
 from cas_checkpoint.tensors import Region
 
 SMALL = ChunkerParameters("fastcdc-2020", 64, 256, 1024, 1, 0)
@@ -20,17 +21,17 @@ FLOAT = Elements(4, is_float=True)
 NOISE = random.Random(5).randbytes(2**17)
 
 
-def no_base(*_):
-    return None
+def nothing(_):
+    return ()
 
 
 def region(offset, size, row_size=4, name="w"):
     return Region(offset, size, FLOAT, row_size, name)
 
 
-def cut(data, regions, buffer=None, base=no_base):
+def cut(data, regions, buffer=None, find=nothing):
     """Cut a stream as a stream reader does, from buffers of one size, what is left put before the next."""
-    cuts, rest, found, position = TensorCuts(regions, SMALL, base), b"", [], 0
+    cuts, rest, found, position = TensorCuts(regions, SMALL, find), b"", [], 0
     step = buffer or max(1, len(data))
     for at in range(0, len(data), step):
         piece = rest + data[at : at + step]
@@ -102,16 +103,76 @@ def test_a_row_larger_than_a_chunk_is_divided_into_whole_elements():
     assert ends == [628, 1256, 1884, 2512, 3140, 3768, 4396, 5000]
 
 
-def test_earlier_versions_are_asked_for_by_name_and_place():
+def earlier(*sizes, start=0):
+    """Return chunks of so many bytes each, the first at `start`; they are called by their numbers."""
+    ends = list(accumulate(sizes, initial=start))
+    return [Earlier(place, size, name(number)) for number, (place, size) in enumerate(zip(ends, sizes, strict=False))]
+
+
+def name(number):
+    return ChunkId(bytes((number,)) * 32)
+
+
+def parts(size, found):
+    """Return where the parts of a region end, and what each is told to be compared with."""
     asked = []
 
-    def base(*what):
-        asked.append(what)
-        return ChunkId(b"b" * 32) if what[1] else None
+    def find(region):
+        asked.append(region.name)
+        return found
 
-    found = cut(NOISE[:2048], [region(0, 2048, 4, "layer.weight")], base=base)
-    assert asked == [("layer.weight", 0, 1024), ("layer.weight", 1024, 1024)]
-    assert [hint.base for _, hint in found] == [None, ChunkId(b"b" * 32)]
+    cuts = cut(NOISE[:size], [region(0, size, 4, "layer.weight")], find=find)
+    assert asked == ["layer.weight"]
+    return [(end, hint.base, hint.start) for end, hint in cuts]
+
+
+def test_earlier_versions_of_chunks_are_told():
+    assert parts(2048, earlier(1024, 1024)) == [(1024, name(0), 0), (2048, name(1), 0)]
+    assert parts(2048, [Earlier(1024, 1024, name(7))]) == [(1024, None, 0), (2048, name(7), 0)]
+    assert parts(2048, ()) == [(1024, None, 0), (2048, None, 0)]
+
+
+def test_a_part_of_an_earlier_chunk_is_a_window_of_it():
+    assert parts(512, earlier(1024)) == [(512, name(0), 0)]
+    assert parts(512, earlier(1024, start=-512)) == [(512, name(0), 512)]
+    assert parts(512, earlier(1024, start=-100)) == [(512, name(0), 100)]
+    assert parts(512, earlier(600, 600, start=-300)) == [(512, None, 0)]  # some of it was in another
+
+
+def test_a_tensor_that_was_put_together_keeps_the_chunks_of_its_parts():
+    ends = [256, 512, 1024]
+    assert [end for end, _, _ in parts(1024, earlier(256, 256, 512))] == ends
+    assert [base for _, base, _ in parts(1024, earlier(256, 256, 512))] == [name(0), name(1), name(2)]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1024, 1028],  # larger than a chunk may be
+        [1022, 1026 - 4],  # not of whole elements, and short of the end
+        [1021, 1027 - 4, 4],
+        [64] * 32,  # many more than there need be
+        [1024],
+        [512, 512, 512],
+    ],
+)
+def test_chunks_that_do_not_suit_a_tensor_are_not_kept(sizes):
+    assert [end for end, _, _ in parts(2048, earlier(*sizes))] == [1024, 2048]
+
+
+@given(st.lists(st.integers(1, 1500), max_size=12), st.integers(-2000, 2000), st.integers(16, 1000))
+def test_whatever_was_there_earlier_all_is_covered(sizes, start, size):
+    size *= 4
+    found, before = parts(size, earlier(*sizes, start=start)), 0
+    for end, base, window in found:
+        assert before < end <= size
+        assert end - before <= SMALL.max_size
+        if base is not None:
+            place = start + sum(sizes[: base[0]])
+            assert place + window == before
+            assert end <= place + sizes[base[0]]
+        before = end
+    assert before == size
 
 
 def test_a_file_that_ends_within_a_tensor_is_cut_to_its_end():
@@ -125,4 +186,4 @@ def test_small_tensors_are_gathered():
 
 
 def test_there_is_nothing_to_guess():
-    assert TensorCuts([], SMALL, no_base).skipped(1) is None
+    assert TensorCuts([], SMALL, nothing).skipped(1) is None

@@ -126,12 +126,13 @@ def test_blobs_of_all_shapes_and_codings_are_there():
     assert {blob[0] for blob in blobs} == set(Codec)
     assert {coding for blob in blobs if blob[0] == Codec.PLANES for _, coding in planes_of(blob)} == {0, 1, 2, 3}
     deltas = [blob for blob in blobs if blob[0] == Codec.DELTA]
-    assert {blob[2] > 0 for blob in deltas} == {False, True}  # one group, and several
-    first = [blob[4 + blob[2] :] for blob in deltas]  # the packed values of the first group
+    groups = [blob[6 if blob[1] & 8 else 2 :] for blob in deltas]  # after the window, if there is one
+    assert {rest[0] > 0 for rest in groups} == {False, True}  # one group, and several
+    first = [rest[2 + rest[0] :] for rest in groups]  # the packed values of the first group
     assert {values[1] for values in first} == {1, 2, 4, 8}
     assert {values[0] > 0 for values in first} == {False, True}
     assert {blob[1] for blob in blobs if blob[0] == Codec.PLANES} == set(range(8))
-    assert {blob[1] for blob in blobs if blob[0] == Codec.DELTA} == set(range(8))
+    assert {blob[1] for blob in blobs if blob[0] == Codec.DELTA} == set(range(16))
 
 
 # --- objects ---
@@ -196,7 +197,7 @@ def test_which_stores_know_tensors():
     """What a header looks like is not what this version would write into a new one alone."""
     known = {name: Header.decode(read_object(name)[1]).knows_tensors for name in OBJECTS if name.startswith("header-")}
     assert known == {"header-default": False, "header-other": False, "header-with-tensors": True}
-    assert read_object("header-with-tensors")[0]["body"]["features"]["read"] == ["moves", "tensors-2"]
+    assert read_object("header-with-tensors")[0]["body"]["features"]["read"] == ["moves", "tensors-3"]
 
 
 def test_fields_of_a_move():
