@@ -24,8 +24,15 @@
 #define VECTORS
 #endif
 
+/* Several elements are moved at once where the processor can do that. */
+#if defined(__GNUC__) && defined(__x86_64__) && defined(__gnu_linux__)
+#include <immintrin.h>
+#define EIGHTS __attribute__((target("avx2,popcnt")))
+#endif
+
 #define KEYS 256
 #define SMALL 8
+#define FEW 32     /* of a block, which it is faster to look for than to look at each element */
 #define BLOCK 1024 /* elements that are worked on at once, where a loop goes over them twice */
 
 /* --- arguments --- */
@@ -117,6 +124,137 @@ typedef int64_t i8 ANYWHERE;
 #define ZIGZAG(W, d) ((u##W)((u##W)((d) << 1) ^ SIGNS(W, d)))
 #define UNZIGZAG(W, z) ((u##W)((u##W)((z) >> 1) ^ (u##W)(0 - (u##W)((z)&1))))
 
+/* --- moving elements to and from groups --- */
+
+struct groups {
+    const u1 *numbers; /* the number of the group of each key */
+    int count;
+    u4 total;      /* elements of all groups */
+    u4 next[KEYS]; /* for each group, where its next element belongs among all, sorted by groups */
+    int are_runs;  /* whether the keys of each are neighbours: */
+    u1 firsts[KEYS], lasts[KEYS];
+};
+
+/* Find where elements with these keys belong; tell whether all of these places are there. They are found before
+ * anything is moved: else a processor would wait at each until it knows that the table of places was not written to. */
+VECTORS static int find_places(const u1 *restrict keys, struct groups *groups, u4 *restrict places, Py_ssize_t n)
+{
+    const u1 *restrict numbers = groups->numbers;
+    u4 *restrict next = groups->next, largest = 0;
+    for (Py_ssize_t i = 0; i < n; i++)
+        places[i] = next[numbers[keys[i]]]++;
+    for (Py_ssize_t i = 0; i < n; i++)
+        largest = places[i] > largest ? places[i] : largest;
+    return !n || largest < groups->total;
+}
+
+/* Of elements of two bytes, `scatter_eights` and `gather_eights` move as many as they can like `scatter` and `gather`
+ * below, and return how many these were; -1 if their places are not there. */
+#ifndef EIGHTS
+static void prepare_eights(void) {}
+
+static Py_ssize_t scatter_eights(const u2 *block, const u1 *keys, struct groups *groups, u2 *out, Py_ssize_t n)
+{
+    (void)block, (void)keys, (void)groups, (void)out, (void)n;
+    return 0;
+}
+
+static Py_ssize_t gather_eights(const u2 *found, const u1 *keys, struct groups *groups, u2 *block, Py_ssize_t n)
+{
+    (void)found, (void)keys, (void)groups, (void)block, (void)n;
+    return 0;
+}
+#else
+#define MOST_GROUPS 16 /* each takes a pass over a block; with more of them it is faster to move one at a time */
+
+/* For each set of eight lanes, by bytes: which lanes are in it, one after another; and for each lane which one of these
+ * it is. 128 stands for none. */
+static u1 chosen[256][16], spread[256][16];
+static int has_eights;
+
+static void prepare_eights(void)
+{
+    memset(chosen, 128, sizeof chosen);
+    memset(spread, 128, sizeof spread);
+    for (int set = 0; set < 256; set++)
+        for (int lane = 0, count = 0; lane < 8; lane++)
+            if (set >> lane & 1) {
+                for (int byte = 0; byte < 2; byte++) {
+                    chosen[set][2 * count + byte] = (u1)(2 * lane + byte);
+                    spread[set][2 * lane + byte] = (u1)(2 * count + byte);
+                }
+                count++;
+            }
+    has_eights = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
+}
+
+EIGHTS static inline __m128i load(const void *place) { return _mm_loadu_si128(place); }
+
+EIGHTS static inline void store(void *place, __m128i value) { _mm_storeu_si128(place, value); }
+
+/* Which of 16 keys lie between two. */
+EIGHTS static inline unsigned members(const u1 *keys, __m128i first, __m128i last)
+{
+    __m128i some = load(keys);
+    return (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(some, _mm_min_epu8(_mm_max_epu8(some, first), last)));
+}
+
+EIGHTS static Py_ssize_t scatter_eights(const u2 *block, const u1 *keys, struct groups *groups, u2 *out, Py_ssize_t n)
+{
+    u2 part[BLOCK + 8];
+    if (!has_eights || !groups->are_runs || groups->count > MOST_GROUPS)
+        return 0;
+    n -= n % 16;
+    for (int group = 0; group < groups->count; group++) {
+        __m128i first = _mm_set1_epi8((char)groups->firsts[group]), last = _mm_set1_epi8((char)groups->lasts[group]);
+        u4 place = groups->next[group], count = 0;
+        for (Py_ssize_t i = 0; i < n; i += 16) {
+            unsigned sets = members(keys + i, first, last), low = sets & 255, high = sets >> 8;
+            store(part + count, _mm_shuffle_epi8(load(block + i), load(chosen[low])));
+            count += (u4)__builtin_popcount(low);
+            store(part + count, _mm_shuffle_epi8(load(block + i + 8), load(chosen[high])));
+            count += (u4)__builtin_popcount(high);
+        }
+        if (count > groups->total - place)
+            return -1;
+        memcpy(out + place, part, count * sizeof(u2));
+        groups->next[group] = place + count;
+    }
+    return n;
+}
+
+EIGHTS static Py_ssize_t gather_eights(const u2 *found, const u1 *keys, struct groups *groups, u2 *block, Py_ssize_t n)
+{
+    u2 part[BLOCK + 8];
+    if (!has_eights || !groups->are_runs || groups->count > MOST_GROUPS)
+        return 0;
+    n -= n % 16;
+    memset(block, 0, (size_t)n * sizeof(u2));
+    for (int group = 0; group < groups->count; group++) {
+        __m128i first = _mm_set1_epi8((char)groups->firsts[group]), last = _mm_set1_epi8((char)groups->lasts[group]);
+        u4 place = groups->next[group], left = groups->total - place, count = 0;
+        const u2 *from = found + place;
+        if (left < BLOCK + 8) { /* eight are read at once, whether they are there or not */
+            memset(part, 0, sizeof part);
+            from = memcpy(part, from, left * sizeof(u2));
+        }
+        for (Py_ssize_t i = 0; i < n; i += 16) {
+            unsigned sets = members(keys + i, first, last), low = sets & 255, high = sets >> 8;
+            __m128i some = _mm_shuffle_epi8(load(from + count), load(spread[low]));
+            store(block + i, _mm_or_si128(load(block + i), some));
+            count += (u4)__builtin_popcount(low);
+            some = _mm_shuffle_epi8(load(from + count), load(spread[high]));
+            store(block + i + 8, _mm_or_si128(load(block + i + 8), some));
+            count += (u4)__builtin_popcount(high);
+        }
+        if (count > left)
+            return -1;
+        groups->next[group] = place + count;
+    }
+    return n;
+}
+#endif
+
 #define SHARED_LOOPS(W)                                                                                                \
     VECTORS static void key_counts_##W(const u##W *base, i8 *counts, Py_ssize_t n, int shift)                          \
     {                                                                                                                  \
@@ -146,34 +284,48 @@ typedef int64_t i8 ANYWHERE;
                 out[i] = ZIGZAG(W, d);                                                                                 \
             }                                                                                                          \
     }                                                                                                                  \
-    /* Where elements belong among all, sorted by groups; the largest place. They are found before anything is moved   \
-     * there: else a processor would wait at each until it knows that the table of places was not written to. */       \
-    VECTORS static u4 places_of_##W(const u##W *base, const u1 *groups, u4 *restrict next, u4 *restrict places,        \
-                                    Py_ssize_t n, int shift)                                                           \
+    VECTORS static void keys_of_##W(const u##W *base, u1 *restrict keys, Py_ssize_t n, int shift)                      \
     {                                                                                                                  \
-        u4 largest = 0;                                                                                                \
         for (Py_ssize_t i = 0; i < n; i++)                                                                             \
-            places[i] = next[groups[(base[i] >> shift) & 255]]++;                                                      \
-        for (Py_ssize_t i = 0; i < n; i++)                                                                             \
-            largest = places[i] > largest ? places[i] : largest;                                                       \
-        return largest;                                                                                                \
+            keys[i] = (u1)(base[i] >> shift);                                                                          \
     }                                                                                                                  \
-    static int differences_##W(const u##W *values, const u##W *base, const u1 *groups, u4 *next, u##W *out,            \
-                                Py_ssize_t n, int is_float, int shift)                                                 \
+    /* Move a block of elements to where they belong among all; tell whether these places are there. */                \
+    static int scatter_##W(const u##W *block, const u1 *keys, struct groups *groups, u##W *out, Py_ssize_t n)          \
     {                                                                                                                  \
-        if (!next) {                                                                                                   \
+        u4 places[BLOCK];                                                                                              \
+        Py_ssize_t done = W == 2 ? scatter_eights((const u2 *)block, keys, groups, (u2 *)out, n) : 0;                  \
+        if (done < 0 || !find_places(keys + done, groups, places, n - done))                                           \
+            return 0;                                                                                                  \
+        for (Py_ssize_t i = 0; done + i < n; i++)                                                                      \
+            out[places[i]] = block[done + i];                                                                          \
+        return 1;                                                                                                      \
+    }                                                                                                                  \
+    /* Move them back. */                                                                                              \
+    static int gather_##W(const u##W *found, const u1 *keys, struct groups *groups, u##W *block, Py_ssize_t n)         \
+    {                                                                                                                  \
+        u4 places[BLOCK];                                                                                              \
+        Py_ssize_t done = W == 2 ? gather_eights((const u2 *)found, keys, groups, (u2 *)block, n) : 0;                 \
+        if (done < 0 || !find_places(keys + done, groups, places, n - done))                                           \
+            return 0;                                                                                                  \
+        for (Py_ssize_t i = 0; done + i < n; i++)                                                                      \
+            block[done + i] = found[places[i]];                                                                        \
+        return 1;                                                                                                      \
+    }                                                                                                                  \
+    static int differences_##W(const u##W *values, const u##W *base, struct groups *groups, u##W *out, Py_ssize_t n,   \
+                                int is_float, int shift)                                                               \
+    {                                                                                                                  \
+        if (groups->count == 1) { /* nothing need be sorted */                                                         \
             differ_##W(values, base, out, n, is_float);                                                                \
             return 1;                                                                                                  \
         }                                                                                                              \
         u##W block[BLOCK];                                                                                             \
-        u4 places[BLOCK];                                                                                              \
+        u1 keys[BLOCK];                                                                                                \
         for (Py_ssize_t start = 0; start < n; start += BLOCK) {                                                        \
             Py_ssize_t count = n - start < BLOCK ? n - start : BLOCK;                                                  \
             differ_##W(values + start, base + start, block, count, is_float);                                          \
-            if (places_of_##W(base + start, groups, next, places, count, shift) >= n)                                  \
+            keys_of_##W(base + start, keys, count, shift);                                                             \
+            if (!scatter_##W(block, keys, groups, out, count))                                                         \
                 return 0;                                                                                              \
-            for (Py_ssize_t i = 0; i < count; i++)                                                                     \
-                out[places[i]] = block[i];                                                                             \
         }                                                                                                              \
         return 1;                                                                                                      \
     }                                                                                                                  \
@@ -188,21 +340,20 @@ typedef int64_t i8 ANYWHERE;
             for (Py_ssize_t i = 0; i < n; i++)                                                                         \
                 out[i] = (u##W)(UNZIGZAG(W, found[i]) + base[i]);                                                      \
     }                                                                                                                  \
-    static int sums_##W(const u##W *found, const u##W *base, const u1 *groups, u4 *next, u##W *out, Py_ssize_t n,      \
+    static int sums_##W(const u##W *found, const u##W *base, struct groups *groups, u##W *out, Py_ssize_t n,           \
                          int is_float, int shift)                                                                      \
     {                                                                                                                  \
-        if (!next) {                                                                                                   \
+        if (groups->count == 1) {                                                                                      \
             add_##W(found, base, out, n, is_float);                                                                    \
             return 1;                                                                                                  \
         }                                                                                                              \
         u##W block[BLOCK];                                                                                             \
-        u4 places[BLOCK];                                                                                              \
+        u1 keys[BLOCK];                                                                                                \
         for (Py_ssize_t start = 0; start < n; start += BLOCK) {                                                        \
             Py_ssize_t count = n - start < BLOCK ? n - start : BLOCK;                                                  \
-            if (places_of_##W(base + start, groups, next, places, count, shift) >= n)                                  \
+            keys_of_##W(base + start, keys, count, shift);                                                             \
+            if (!gather_##W(found, keys, groups, block, count))                                                        \
                 return 0;                                                                                              \
-            for (Py_ssize_t i = 0; i < count; i++)                                                                     \
-                block[i] = found[places[i]];                                                                           \
             add_##W(block, base + start, out + start, count, is_float);                                                \
         }                                                                                                              \
         return 1;                                                                                                      \
@@ -227,16 +378,16 @@ typedef int64_t i8 ANYWHERE;
         for (Py_ssize_t i = 0; i < n; i++)                                                                             \
             values[i] |= (u##W)((u##W)bytes[i] << shift);                                                              \
     }                                                                                                                  \
-    /* Tops of a block of values, and whether any is large. */                                                         \
+    /* Find the tops of a block of values; return how many are large. */                                               \
     VECTORS static int tops_of_##W(const u##W *values, u1 *tops, Py_ssize_t n, int shift, u##W most)                   \
     {                                                                                                                  \
-        u1 any = 0;                                                                                                    \
+        uint16_t marks = 0;                                                                                            \
         for (Py_ssize_t i = 0; i < n; i++) {                                                                           \
             u##W top = (u##W)(values[i] >> shift);                                                                     \
-            any |= (u1)(top >= most);                                                                                  \
+            marks += top >= most;                                                                                      \
             tops[i] = (u1)(top < most ? top : most);                                                                   \
         }                                                                                                              \
-        return any;                                                                                                    \
+        return (int)marks;                                                                                             \
     }                                                                                                                  \
     static Py_ssize_t pack_##W(const u##W *values, int low_bits, int top_bits, u1 *low, u1 *top, u##W *large,          \
                                Py_ssize_t n)                                                                           \
@@ -257,25 +408,29 @@ typedef int64_t i8 ANYWHERE;
                     place += (n * bits + 7) / 8;                                                                       \
                     shift += bits;                                                                                     \
                 }                                                                                                      \
-            int any = tops_of_##W(part, bytes, count, low_bits, most);                                                 \
+            int marks = tops_of_##W(part, bytes, count, low_bits, most);                                               \
             together(bytes, top + start * top_bits / 8, count, top_bits);                                              \
-            for (Py_ssize_t i = 0; any && i < count; i++) { /* always written, and kept only if it is large */         \
-                u##W rest = (u##W)(part[i] >> low_bits);                                                               \
-                if (end < large + n)                                                                                   \
-                    *end = (u##W)(rest - most);                                                                        \
-                end += rest >= most;                                                                                   \
-            }                                                                                                          \
+            if (marks < FEW)                                                                                           \
+                for (const u1 *at = bytes; marks && (at = memchr(at, most, bytes + count - at)); at++)                 \
+                    *end++ = (u##W)((u##W)(part[at - bytes] >> low_bits) - most);                                      \
+            else                                                                                                       \
+                for (Py_ssize_t i = 0; i < count; i++) { /* always written, and kept only if it is large */            \
+                    u##W rest = (u##W)(part[i] >> low_bits);                                                           \
+                    if (end < large + n)                                                                               \
+                        *end = (u##W)(rest - most);                                                                    \
+                    end += rest >= most;                                                                               \
+                }                                                                                                      \
         }                                                                                                              \
         return end - large;                                                                                            \
     }                                                                                                                  \
     VECTORS static int widen_##W(const u1 *bytes, u##W *out, Py_ssize_t n, int shift, u1 most)                         \
     {                                                                                                                  \
-        u1 any = 0;                                                                                                    \
+        uint16_t marks = 0;                                                                                            \
         for (Py_ssize_t i = 0; i < n; i++) {                                                                           \
-            any |= (u1)(bytes[i] == most);                                                                             \
+            marks += bytes[i] == most;                                                                                 \
             out[i] = (u##W)((u##W)bytes[i] << shift);                                                                  \
         }                                                                                                              \
-        return any;                                                                                                    \
+        return marks;                                                                                                  \
     }                                                                                                                  \
     static Py_ssize_t unpack_##W(const u1 *low, const u1 *top, const u##W *large, Py_ssize_t large_count,              \
                                  int low_bits, int top_bits, u##W *out, Py_ssize_t n)                                  \
@@ -286,13 +441,16 @@ typedef int64_t i8 ANYWHERE;
             Py_ssize_t count = n - start < BLOCK ? n - start : BLOCK;                                                  \
             u##W *part = out + start;                                                                                  \
             apart(top + start * top_bits / 8, bytes, count, top_bits);                                                 \
-            if (widen_##W(bytes, part, count, low_bits, most))                                                         \
-                for (Py_ssize_t i = 0; i < count; i++)                                                                 \
-                    if (bytes[i] == most) {                                                                            \
-                        u##W more = marks < large_count ? large[marks] : 0;                                            \
-                        part[i] = (u##W)((u##W)(most + more) << low_bits);                                             \
-                        marks++;                                                                                       \
-                    }                                                                                                  \
+            int left = widen_##W(bytes, part, count, low_bits, most), is_few = left < FEW;                             \
+            for (const u1 *at = bytes; left; at++) {                                                                   \
+                if (is_few)                                                                                            \
+                    at = memchr(at, most, bytes + count - at);                                                         \
+                else if (*at != most)                                                                                  \
+                    continue;                                                                                          \
+                u##W more = marks < large_count ? large[marks] : 0;                                                    \
+                part[at - bytes] = (u##W)((u##W)(most + more) << low_bits);                                            \
+                marks++, left--;                                                                                       \
+            }                                                                                                          \
             const u1 *place = low;                                                                                     \
             int shift = 0;                                                                                             \
             for (; low_bits - shift >= 8; shift += 8, place += n)                                                      \
@@ -496,20 +654,32 @@ static PyObject *key_counts(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Take the starts of groups; tell whether they can be places among n elements, and every key has a group. */
-static int take_starts(const Py_buffer *groups, const Py_buffer *starts, Py_ssize_t n, u4 *next)
+/* Take groups and their starts; tell whether these can be places among n elements, and every key has a group. */
+static int take_groups(const Py_buffer *numbers, const Py_buffer *starts, Py_ssize_t n, struct groups *groups)
 {
-    const u1 *numbers = groups->buf;
     const i8 *first = starts->buf;
+    groups->numbers = numbers->buf;
+    groups->count = (int)length(starts);
+    groups->total = (u4)n;
     for (int key = 0; key < KEYS; key++)
-        if (numbers[key] >= length(starts))
+        if (groups->numbers[key] >= groups->count)
             return 0;
-    for (Py_ssize_t group = 0; group < length(starts); group++) {
+    for (int group = 0; group < groups->count; group++) {
         if (first[group] < 0 || first[group] > n)
             return 0;
-        next[group] = (u4)first[group];
+        groups->next[group] = (u4)first[group];
+        groups->firsts[group] = KEYS - 1;
+        groups->lasts[group] = 0;
     }
-    return 1;
+    groups->are_runs = 1;
+    for (int key = 0; key < KEYS; key++) {
+        int group = groups->numbers[key];
+        groups->are_runs &= !key || group == groups->numbers[key - 1] || group == groups->numbers[key - 1] + 1;
+        if (groups->firsts[group] > groups->lasts[group])
+            groups->firsts[group] = (u1)key;
+        groups->lasts[group] = (u1)key;
+    }
+    return groups->count > 1 || !groups->next[0];
 }
 
 /* `differences` and `sums` differ in which of two arrays is sorted by groups: the last one, or the first one. */
@@ -517,7 +687,7 @@ static PyObject *by_groups(PyObject *args, int is_sum)
 {
     PyObject *objects[5];
     Py_buffer views[5] = {{0}};
-    u4 next[KEYS] = {0};
+    struct groups groups;
     int is_float, fits = 1;
     if (!PyArg_ParseTuple(args, is_sum ? "OOOOOp:sums" : "OOOOOp:differences", &objects[0], &objects[1], &objects[2],
                           &objects[3], &objects[4], &is_float))
@@ -529,16 +699,13 @@ static PyObject *by_groups(PyObject *args, int is_sum)
         views[2].len != KEYS || group_count < 1 || group_count > KEYS || n > INT32_MAX)
         return refused(views, 5, WRONG_SIZES);
     int shift = key_shift(width, is_float);
-    u4 *sorted = group_count == 1 ? NULL : next; /* of one group nothing need be sorted */
-    if (!take_starts(&views[2], &views[3], n, next) || (!sorted && next[0]))
+    if (!take_groups(&views[2], &views[3], n, &groups))
         return refused(views, 5, "groups that do not fit");
     Py_BEGIN_ALLOW_THREADS
     if (is_sum) {
-        FOR_WIDTH(width, fits = sums, views[0].buf, views[1].buf, views[2].buf, sorted, views[4].buf, n, is_float,
-                  shift)
+        FOR_WIDTH(width, fits = sums, views[0].buf, views[1].buf, &groups, views[4].buf, n, is_float, shift)
     } else {
-        FOR_WIDTH(width, fits = differences, views[0].buf, views[1].buf, views[2].buf, sorted, views[4].buf, n,
-                  is_float, shift)
+        FOR_WIDTH(width, fits = differences, views[0].buf, views[1].buf, &groups, views[4].buf, n, is_float, shift)
     }
     Py_END_ALLOW_THREADS
     if (!fits)
@@ -669,5 +836,6 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__kernels(void)
 {
+    prepare_eights();
     return PyModuleDef_Init(&definition);
 }

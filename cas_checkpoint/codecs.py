@@ -62,6 +62,8 @@ _ESTIMATED_SIZE = 16 * 2**10  # of a chunk, looked at to tell what its planes wo
 _SAMPLED_VALUES = 2**10  # of a group, looked at to tell how large they are
 _INCOMPRESSIBLE = 7.9  # bits a byte
 _MATCHED = 0.995  # of a plane; if one value is more frequent, matches are looked for
+_NEIGHBOURS = 15  # values that a half of a byte tells, and what is none of them
+_MOSTLY_NEIGHBOURS = 0.99  # of a plane; if so many values are among these, a code for two of them at once is shorter
 _PACKED_ZEROS = 0.55  # of a plane; if zeros are more frequent, a code for single bytes is too long
 _SMALL_MEANS: Final = ((0.02, 1), (0.1, 2), (2.0, 4))  # below the first, tops of so many bits take the fewest bytes
 _TOP_LENGTH = 6  # bits of a top that are worth coding; those below are noise
@@ -95,6 +97,7 @@ class _Coding(IntEnum):
     ZSTD = 1
     ZEROS = 2
     PACKED = 3
+    COUNTED_DOWN = 4
 
 
 class _Memory:
@@ -211,7 +214,17 @@ class Encoder:
             return (_Coding.PACKED, data) if len(data) < len(plane) else (_Coding.RAW, plane.data)
         if _bits(counts) > _INCOMPRESSIBLE:
             return _Coding.RAW, plane.data
+        highest, share = _neighbours(counts)
+        if share > _MOSTLY_NEIGHBOURS * total:
+            return self._counted_down(plane, highest)
         return _tried(plane, self._without_matches())
+
+    def _counted_down(self, plane: NDArray[np.uint8], highest: int) -> tuple[_Coding, Buffer]:
+        """Code a plane of values of which most are a little below the highest one: two of them by one code."""
+        values = self._memory.bytes(6, len(plane))
+        np.subtract(np.uint8(highest), plane, out=values)
+        data = bytes((highest,)) + self._packed_as(values, 0, 4, self._without_matches())
+        return (_Coding.COUNTED_DOWN, data) if len(data) < len(plane) else (_Coding.RAW, plane.data)
 
     def encode_delta(
         self,
@@ -483,6 +496,14 @@ def _logarithms() -> NDArray[np.float64]:
     return numbers * np.log2(np.maximum(numbers, 1))
 
 
+def _neighbours(counts: NDArray[np.int64]) -> tuple[int, int]:
+    """Return which value has, with those that are next below it, the largest share, and that share; 255 is below 0."""
+    sums = np.cumsum(np.concatenate((counts[-_NEIGHBOURS:], counts)))
+    shares = sums[_NEIGHBOURS:] - sums[:-_NEIGHBOURS]
+    highest = int(shares.argmax())
+    return highest, int(shares[highest])
+
+
 def _sizes_by_width(data: NDArray[np.uint8]) -> dict[int, float]:
     """Return the bytes that planes of elements of 1, 2, 4 and 8 bytes would take; of data of a multiple of 8 bytes."""
     places = np.arange(0, 8 * 256, 256, dtype=np.uint16)
@@ -574,10 +595,13 @@ class Decoder:
 
     def _plane(self, coding: int, data: memoryview, count: int) -> NDArray[np.uint8]:
         """Return a plane of `count` bytes."""
-        if coding != _Coding.PACKED:
+        if coding not in {_Coding.PACKED, _Coding.COUNTED_DOWN}:
             return self._simple(coding, data, count)
         plane = np.empty(count, np.uint8)
-        _check_rest(self._packed(data, plane), 0)
+        is_counted = coding == _Coding.COUNTED_DOWN
+        _check_rest(self._packed(data[is_counted:], plane), 0)
+        if is_counted:
+            np.subtract(np.uint8(data[0]), plane, out=plane)
         return plane
 
     def _packed(self, payload: memoryview, out: NDArray[np.unsignedinteger]) -> memoryview:

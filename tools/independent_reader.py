@@ -103,11 +103,11 @@ def packed(data: bytes, width: int, count: int) -> tuple[list[int], bytes]:
 
 def plane(data: bytes, count: int) -> bytes:
     """Read one byte of each element, which may be packed values."""
-    if data[0] != 3:
+    if data[0] not in {3, 4}:
         return expand(data, count)
-    values, rest = packed(data[1:], 1, count)
+    values, rest = packed(data[data[0] - 2 :], 1, count)
     require(not rest, "a plane goes on after its values")
-    return bytes(values)
+    return bytes(values) if data[0] == 3 else bytes((data[1] - value) % 256 for value in values)
 
 
 def joined(rest: bytes, width: int, count: int, *, is_float: bool) -> tuple[list[int], bytes]:

@@ -229,6 +229,10 @@ def tensor_blobs() -> dict[str, tuple[bytes, bytes, bytes | None]]:
         "planes-one-bit": (b"\2\0" + part(3, one_bit), many, None),
         "planes-two-bits-of-frames": (b"\2\0" + part(3, two_frames), many, None),
         "planes-four-bits-of-frames": (b"\2\0" + part(3, four_frames), many, None),
+        "planes-counted-down": (b"\2\0" + part(4, b"\5" + four), bytes((5 - value) % 256 for value in few), None),
+        "planes-counted-down-in-frames": (
+            b"\2\0" + part(4, b"\xff" + four_frames), bytes(255 - value for value in many), None,
+        ),
         "planes-without-large-values": (
             b"\2\0" + part(3, packed_values(0, 0, 2, part(0, b"\x24\x49\x92" * 8))), b"\0\1\2" * 32, None,
         ),
@@ -1110,7 +1114,10 @@ def broken_planes() -> dict[str, bytes]:
         "planes-of-one-too-few": b"\2\1" + part(1, frame(HEAVY)),
         "planes-of-an-unknown-shape": b"\2\x11" + half,
         "planes-of-a-window": b"\2\x09\0\0\0\0" + half,
-        "planes-of-an-unknown-coding": b"\2\0" + part(4, frame(HEAVY)),
+        "planes-of-an-unknown-coding": b"\2\0" + part(5, frame(HEAVY)),
+        "planes-counted-down-from-nothing": b"\2\0" + part(4, b""),
+        "planes-counted-down-and-cut-off": b"\2\0" + part(4, b"\7\0\4\0"),
+        "planes-counted-down-in-a-plane": b"\2\0" + part(3, packed_values(0, 0, 8, part(4, nothing))),
         "planes-of-another-size": b"\2\0" + part(1, frame(HEAVY[:-1])),
         "planes-whose-frame-is-a-bomb": b"\2\0" + part(1, frame(bytes(2**23))),
         "planes-of-zeros-that-are-not-empty": b"\2\0" + part(2, b"\0"),

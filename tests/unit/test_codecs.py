@@ -193,7 +193,7 @@ def test_a_chunk_with_a_sample_that_can_be_compressed_is(at):
 
 ALL_ELEMENTS = sorted(set(ELEMENTS.values()) | {Elements(8, is_float=True)})
 SIZES = [*range(17), 31, 100, 257, 4096, 5003]
-RAW, ZSTD, NOTHING, PACKED = range(4)
+RAW, ZSTD, NOTHING, PACKED, COUNTED = range(5)
 
 all_elements = pytest.mark.parametrize("elements", ALL_ELEMENTS, ids=str)
 efforts = pytest.mark.parametrize("thorough", [False, True], ids=["quick", "thorough"])
@@ -358,10 +358,27 @@ def test_each_coding_of_a_plane_is_chosen_where_it_suits():
         data = one_plane(mixed(zeros, 0.99), PACKED)
         assert data[1] in {top_bits, 2 * top_bits}
         assert len(data) < 20_000 * top_bits / 8
-    one_plane(bytes(random.Random(1).choices(b"abcd", k=5000)), ZSTD)
+    one_plane(bytes(random.Random(1).choices(range(60), k=5000)), ZSTD)
+    for values in (b"abcd", range(200, 215), (0, 1, 2, 254, 255), range(15)):
+        one_plane(bytes(random.Random(1).choices(values, k=5000)), COUNTED)
     incompressible = np.stack([np.frombuffer(random.Random(1).randbytes(5000), np.uint8), np.zeros(5000, np.uint8)], 1)
     payload = Encoder().encode(incompressible.tobytes(), Elements(2, is_float=False))[1]
     assert codings_of(payload) == [RAW, NOTHING]
+
+
+def test_exponents_take_less_than_codes_of_whole_bits():
+    values = normal(200_000, "bfloat16")
+    exponents = (values << 1 >> 8).astype(np.uint8)
+    counts = np.bincount(exponents)
+    entropy = -sum(count * np.log2(count / len(values)) for count in counts.tolist() if count) / 8
+    data = one_plane(exponents.tobytes(), COUNTED)
+    assert data[0] in range(int(exponents.max()) - 2, int(exponents.max()) + 1)
+    assert entropy < len(data) < 1.02 * entropy
+    rare = exponents.copy()
+    rare[::1000] = np.arange(200) + 50  # far from the others
+    one_plane(rare.tobytes(), COUNTED)
+    rare[::20] = np.random.default_rng(1).integers(0, 256, 10_000)
+    one_plane(rare.tobytes(), ZSTD)
 
 
 def test_a_packed_plane_that_is_no_smaller_is_stored_as_it_is():

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -139,8 +140,8 @@ def groups_of(base, is_float, count):
 
 @widths
 @floats
-@pytest.mark.parametrize("count", [1, 2, 7, 256])
-@pytest.mark.parametrize("size", [0, 1, 5, 1025, 2**14 + 5])
+@pytest.mark.parametrize("count", [1, 2, 7, 16, 17, 256])
+@pytest.mark.parametrize("size", [0, 1, 5, 16, 1025, 2**14 + 5])
 def test_differences_are_sorted_by_groups_and_added_again(loops, width, is_float, count, size):
     values, base = random_elements(width, size), random_elements(width, size, "base")
     values[::3] = base[::3]
@@ -154,6 +155,61 @@ def test_differences_are_sorted_by_groups_and_added_again(loops, width, is_float
     loops.sums(found, base, numbers, starts, again, is_float)
     assert again.tobytes() == values.tobytes()
     assert before == [array.tobytes() for array in (values, base, numbers, starts)]
+
+
+@widths
+@pytest.mark.parametrize("shares", [[1, 0, 0, 0], [0, 0, 0, 1], [0.98, 0.01, 0.005, 0.005], [0, 0.5, 0, 0.5]])
+def test_groups_may_be_large_or_small_or_empty(loops, width, shares):
+    generator = np.random.default_rng(len(shares))
+    keys = generator.choice(4, 5000, p=shares) * 64 + generator.integers(0, 64, 5000)
+    base = (keys << 8 * (width - 1)).astype(f"<u{width}") if width < 8 else keys.astype("<u8") << np.uint64(56)
+    base |= generator.integers(0, 2 ** min(8 * (width - 1), 63), 5000, dtype=np.int64).astype(base.dtype)
+    values = base + generator.integers(0, 9, 5000).astype(base.dtype)
+    numbers = (np.arange(256) // 64).astype(np.uint8)
+    sizes = np.bincount(numbers[keys_of(base, False)], minlength=4)
+    starts = (np.cumsum(sizes) - sizes).astype(np.int64)
+    found, again = room(width, 5000), room(width, 5000)
+    loops.differences(values, base, numbers, starts, found, False)
+    order = np.argsort(numbers[keys_of(base, False)], kind="stable")
+    assert found.tolist() == [2 * step for step in (values - base)[order].tolist()]
+    loops.sums(found, base, numbers, starts, again, False)
+    assert again.tobytes() == values.tobytes()
+
+
+@widths
+def test_groups_need_not_be_of_keys_next_to_one_another(loops, width):
+    values, base = random_elements(width, 5000, 1), random_elements(width, 5000, 2)
+    numbers = (np.arange(256) % 3).astype(np.uint8)
+    sizes = np.bincount(numbers[keys_of(base, True)], minlength=3)
+    starts = (np.cumsum(sizes) - sizes).astype(np.int64)
+    found, again = room(width, 5000), room(width, 5000)
+    loops.differences(values, base, numbers, starts, found, True)
+    order = np.argsort(numbers[keys_of(base, True)], kind="stable")
+    columns = zip(values[order].tolist(), base[order].tolist(), strict=True)
+    assert found.tolist() == [zigzag(value, other, 8 * width, True) for value, other in columns]
+    loops.sums(found, base, numbers, starts, again, True)
+    assert again.tobytes() == values.tobytes()
+
+
+@pytest.mark.skipif(KERNELS is None, reason="the compiled functions were not built here")
+@widths
+@pytest.mark.parametrize("count", [2, 16, 40])
+def test_elements_that_do_not_fit_in_their_group_are_refused(width, count):
+    """Whatever the starts of groups are, nothing is read or written but the arrays."""
+    values, base = random_elements(width, 3000, 1), random_elements(width, 3000, 2)
+    numbers, starts = groups_of(base, False, count)
+    for wrong in (starts + 1, starts[::-1].copy(), np.full(count, 2990), np.full(count, 3000)):
+        guarded = np.full(3000 * width + 64, 7, np.uint8)
+        out = guarded[32:-32].view(f"<u{width}")
+        with suppress(ValueError):
+            KERNELS.differences(values, base, numbers, wrong, out, False)
+        assert set(guarded[:32].tolist() + guarded[-32:].tolist()) == {7}
+        with suppress(ValueError):
+            KERNELS.sums(values, base, numbers, wrong, out, False)
+        assert set(guarded[:32].tolist() + guarded[-32:].tolist()) == {7}
+    for name in ("differences", "sums"):
+        with pytest.raises(ValueError, match="do not fit"):
+            getattr(KERNELS, name)(values, base, numbers, np.full(count, 2990), room(width, 3000), False)
 
 
 @floats

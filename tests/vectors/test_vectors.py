@@ -124,7 +124,7 @@ def planes_of(blob):
 def test_blobs_of_all_shapes_and_codings_are_there():
     blobs = [(VECTORS / "codecs" / f"{case['name']}.blob").read_bytes() for case in CODECS]
     assert {blob[0] for blob in blobs} == set(Codec)
-    assert {coding for blob in blobs if blob[0] == Codec.PLANES for _, coding in planes_of(blob)} == {0, 1, 2, 3}
+    assert {coding for blob in blobs if blob[0] == Codec.PLANES for _, coding in planes_of(blob)} == {0, 1, 2, 3, 4}
     deltas = [blob for blob in blobs if blob[0] == Codec.DELTA]
     groups = [blob[6 if blob[1] & 8 else 2 :] for blob in deltas]  # after the window, if there is one
     assert {rest[0] > 0 for rest in groups} == {False, True}  # one group, and several
