@@ -459,7 +459,7 @@ def _fair_size(counts: NDArray[np.int64]) -> float:
 
 def _tried(plane: NDArray[np.uint8], compressor: zstandard.ZstdCompressor) -> tuple[_Coding, Buffer]:
     """Compress a plane if that makes it smaller."""
-    if not plane.any():
+    if not plane[:_FEW].any() and not plane.any():
         return _Coding.ZEROS, b""
     if len(plane) < _FEW:
         return _Coding.RAW, plane.data

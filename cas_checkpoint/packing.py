@@ -37,7 +37,6 @@ _MAX_AHEAD = 5
 _LENT_SIZE = 160 * 2**20  # at most so much memory is lent to packs; beyond that, what is in buffers is copied
 _DELTA_SHARE = 0.85  # of what a chunk would be whole: a delta that is smaller always pays
 _GROWING_SHARE = 0.97  # the same of one that is hardly larger than it was in the save before
-_SURE = 0.7  # of the most that a delta may have: if it had less in the save before, none grows that much at once
 _GROWTH = 1.01  # of a delta since then; if it is more, a new base is worth while
 _LENT_SHARE = 5 / 8  # a buffer is lent only if so much of it goes into packs as it is, for it is kept as a whole
 
@@ -356,7 +355,7 @@ class Packer:
                     start=hint.start,
                     thorough=self._coding.small,
                     limit=limit,
-                    sure=0 < before < _SURE * limit,
+                    sure=before > 0,  # few grow beyond the limit from one save to the next
                 )
                 if delta is not None:
                     blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
