@@ -1,7 +1,8 @@
-"""Compares this package's coding of tensors with ZipNN's, in memory, on one core, in turn.
+"""Compares this package's coding of tensors with others', in memory, on one core, in turn: codecs.py FILE [PARENT].
 
-Give it a file with tensors in it, and run it with a Python that has both (`pip install zipnn`). Of each type of numbers
-at most 64 MiB are taken. A float16 copy of float32 is made besides.
+FILE has tensors in it; of each type of numbers at most 64 MiB are taken, and a float16 copy of float32 is made
+besides. Alone, it is coded by ZipNN too (`pip install zipnn`). With PARENT, an earlier version of it, the differences
+are coded: by BitX's method in our words (XOR, byte planes, zstd 3), and by lmz (`pip install lmzip`) if that is there.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import zstandard
 
-from cas_checkpoint.codecs import Decoder, Encoder
+from cas_checkpoint.codecs import Codec, Decoder, Encoder
 from cas_checkpoint.elements import ELEMENTS
 from cas_checkpoint.tensors import find_tensors
 
 CHUNK_SIZE, MOST, ROUNDS = 2**20, 64 * 2**20, 5
+BITX_LEVEL = 3
 KINDS = ("bfloat16", "float16", "float32")
 
 T = TypeVar("T")
@@ -75,19 +78,114 @@ def theirs(data: bytes, kind: str) -> tuple[int, float, float]:
     return len(coded), coding, decoding
 
 
-def main(arguments: list[str]) -> int:
+def our_deltas(data: bytes, parent: bytes, kind: str, *, small: bool) -> tuple[int, float, float]:
+    """Return the same of differences; a chunk of which none is smaller is coded as it is."""
+    encoder, decoder, elements = Encoder(), Decoder(), ELEMENTS[kind]
+    chunks = _pairs(data, parent, CHUNK_SIZE)
+
+    def encode(chunk: bytes, base: bytes) -> bytes:
+        limit = encoder.estimate(chunk, elements)
+        delta = encoder.encode_delta(chunk, base, elements, thorough=small, limit=limit)
+        if delta is not None:
+            return bytes((Codec.DELTA,)) + delta
+        codec, payload = encoder.encode(chunk, elements)
+        return bytes((codec,)) + bytes(payload)
+
+    coding, blobs = timed(lambda: [encode(*pair) for pair in chunks])
+    coded = list(zip(blobs, chunks, strict=True))
+    decoding, _ = timed(lambda: [decoder.decode(blob, len(base), base) for blob, (_, base) in coded])
+    if any(bytes(decoder.decode(blob, len(base), base)) != chunk for blob, (chunk, base) in coded):
+        raise RuntimeError("a chunk did not come back")
+    return sum(map(len, blobs)), coding, decoding
+
+
+def bitx_deltas(data: bytes, parent: bytes, kind: str) -> tuple[int, float, float]:
+    """Return the same of XOR, byte planes and zstd."""
+    width = ELEMENTS[kind].width
+    compress, decompress = zstandard.ZstdCompressor(BITX_LEVEL).compress, zstandard.ZstdDecompressor().decompress
+
+    def encode(chunk: bytes, base: bytes) -> list[bytes]:
+        left = np.bitwise_xor(np.frombuffer(chunk, "u1"), np.frombuffer(base, "u1")).reshape(-1, width)
+        return [compress(left[:, at].tobytes()) for at in range(width)]
+
+    def decode(planes: list[bytes], base: bytes) -> bytes:
+        left = np.empty((len(base) // width, width), "u1")
+        for at, plane in enumerate(planes):
+            left[:, at] = np.frombuffer(decompress(plane), "u1")
+        whole: bytes = np.bitwise_xor(left.reshape(-1), np.frombuffer(base, "u1")).tobytes()
+        return whole
+
+    chunks = _pairs(data, parent, CHUNK_SIZE)
+    coding, coded = timed(lambda: [encode(*pair) for pair in chunks])
+    pairs = list(zip(coded, chunks, strict=True))
+    decoding, plain = timed(lambda: [decode(planes, base) for planes, (_, base) in pairs])
+    if b"".join(plain) != data:
+        raise RuntimeError("BitX's method did not give the bytes back")
+    return sum(len(plane) for planes in coded for plane in planes), coding, decoding
+
+
+def lmz_deltas(data: bytes, parent: bytes, kind: str) -> tuple[int, float, float]:
+    """Return the same of lmz, in chunks of its own size."""
+    codec: Any = import_module("lmz.codec")
+    width = ELEMENTS[kind].width
+    form = codec.KIND_BF16 if kind == "bfloat16" else codec.KIND_BYTES
+    chunks = _pairs(data, parent, import_module("lmz.api").DEFAULT_CHUNK_SIZE)
+    coding, found = timed(lambda: [codec.encode_delta(chunk, base, width, kind=form) for chunk, base in chunks])
+    coded = [(b"".join(map(bytes, parts)), flags, crc) for parts, flags, crc in found]
+    pairs = list(zip(coded, chunks, strict=True))
+
+    def decode() -> list[bytes]:
+        return [
+            codec.decode_delta(memoryview(blob), width, flags, len(base), base, crc)
+            for (blob, flags, crc), (_, base) in pairs
+        ]
+
+    decoding, plain = timed(decode)
+    if b"".join(map(bytes, plain)) != data:
+        raise RuntimeError("lmz did not give the bytes back")
+    return sum(len(blob) for blob, _, _ in coded), coding, decoding
+
+
+def _pairs(data: bytes, parent: bytes, size: int) -> list[tuple[bytes, bytes]]:
+    return [(data[at : at + size], parent[at : at + size]) for at in range(0, len(data), size)]
+
+
+def _print(kind: str, name: str, size: int, result: tuple[int, float, float]) -> None:
+    coded, *times = result
+    speeds = " and ".join(f"{size / 1e9 / seconds:.2f}" for seconds in times)
+    print(f"{kind:9} {name:12} ratio {size / coded:.3f}, {speeds} GB/s")
+
+
+def compare(path: str) -> None:
     """Print a line for each type and coder."""
-    if len(arguments) != 1:
+    for kind, data in numbers_in(path).items():
+        for name, measure in (("ours", ours), ("ZipNN", theirs)):
+            _print(kind, name, len(data), measure(data, kind))
+
+
+def compare_deltas(path: str, parent: str) -> None:
+    """Print the same of differences from an earlier version."""
+    bases = numbers_in(parent)
+    for kind, data in numbers_in(path).items():
+        base = bases.get(kind, b"")
+        if len(base) != len(data):
+            raise SystemExit(f"the two files do not hold as many {kind}")
+        _print(kind, "ours, fast", len(data), our_deltas(data, base, kind, small=False))
+        _print(kind, "ours, small", len(data), our_deltas(data, base, kind, small=True))
+        _print(kind, "as BitX", len(data), bitx_deltas(data, base, kind))
+        if find_spec("lmz") is not None:
+            _print(kind, "lmz", len(data), lmz_deltas(data, base, kind))
+
+
+def main(arguments: list[str]) -> int:
+    """Run what was asked for."""
+    if len(arguments) not in {1, 2}:
         print(__doc__, file=sys.stderr)
         return 2
-    if find_spec("zipnn") is None:
+    if len(arguments) == 1 and find_spec("zipnn") is None:
         print("ZipNN is not there: pip install zipnn", file=sys.stderr)
         return 1
-    for kind, data in numbers_in(arguments[0]).items():
-        for name, measure in (("ours", ours), ("ZipNN", theirs)):
-            size, coding, decoding = measure(data, kind)
-            speeds = (len(data) / 1e9 / seconds for seconds in (coding, decoding))
-            print(f"{kind:9} {name:6} ratio {len(data) / size:.3f}, {' and '.join(f'{s:.2f}' for s in speeds)} GB/s")
+    (compare if len(arguments) == 1 else compare_deltas)(*arguments)
     return 0
 
 
