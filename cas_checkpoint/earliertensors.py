@@ -17,20 +17,21 @@ from cas_checkpoint.manifests import ChunkRef, Entry
 from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.tensorcuts import Earlier, FindEarlier
 from cas_checkpoint.tensorfiles import TensorFile
-from cas_checkpoint.tensors import Region
+from cas_checkpoint.tensors import Layout, Region
 
 __all__ = ["EarlierTensors"]
 
 _MAX_FILES = 1024  # in which parts of tensors are looked for
+_NAMELESS = {"npy"}  # containers that do not say what their tensor is called
 _MAX_FAR_FILES = 64  # the same in a store far away, of which each takes a few requests
 
 
 class EarlierTensors:
     """Finds what the parent snapshot holds of the tensors of files. Used by one thread, file by file in their order.
 
-    A tensor is looked for in the earlier version of its file. If it is not there, or of another size, as its parts
-    were divided among more or fewer files since, it is looked for in those of the same kind in the same directory:
-    whatever has its name there is taken for its parts, in the order of the files, both in the parent and now.
+    A tensor is looked for in the earlier version of its file. If it has a name, and is not there or in another size, as
+    its parts were divided among more or fewer files since, it is looked for in those of the same kind in the same
+    directory: whatever has its name there is taken for its parts, in the order of the files, in the parent and now.
     """
 
     def __init__(self, comparison: Comparison) -> None:
@@ -38,26 +39,26 @@ class EarlierTensors:
         self._comparison = comparison
         self._divided: dict[tuple[bytes, bytes], _DividedTensors] = {}
 
-    def finder(self, entry: Entry, earlier: Entry | None, regions: Sequence[Region]) -> FindEarlier:
+    def finder(self, entry: Entry, earlier: Entry | None, layout: Layout) -> FindEarlier:
         """Return what finds earlier versions of the regions of a file.
 
         Args:
             entry: the file; all files of one kind must come here in their order.
             earlier: what is perhaps an earlier version of it.
-            regions: of its tensors.
+            layout: where its tensors lie.
         """
         reader, kind = self._comparison.reader(), file_kind(entry.path)
         if kind not in self._divided:
             self._divided[kind] = _DividedTensors(reader, lambda: self._comparison.neighbours(entry.path))
         divided = self._divided[kind]
-        places = {region.name: divided.place_next(region) for region in regions}
+        places = {region.name: divided.place_next(region) for region in layout.regions}
         held = {} if earlier is None else _held_regions(reader, earlier)
 
         def find(region: Region) -> Sequence[Earlier]:
             same = held.get(region.name)
             if same is not None and same.size == region.size:
                 return same.chunks
-            return divided.find(region, places[region.name])
+            return () if layout.container in _NAMELESS else divided.find(region, places[region.name])
 
         return find
 

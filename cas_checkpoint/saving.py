@@ -65,7 +65,7 @@ from cas_checkpoint.reading import SnapshotReader
 from cas_checkpoint.sources import Source, SourceItem, SourceReader, Walker, is_rereadable
 from cas_checkpoint.streams import MetadataStream, Plan, Stream, StreamReader, buffer_size, store_content
 from cas_checkpoint.tensorcuts import FindEarlier, TensorCuts
-from cas_checkpoint.tensors import Region, find_tensors
+from cas_checkpoint.tensors import Layout, find_tensors
 from cas_checkpoint.transactions import (
     commit,
     condemned_packs,
@@ -552,19 +552,19 @@ class Attempt:
         if header.knows_tensors and size > header.chunker.min_size and reader.extents is None:
             layout = find_tensors(reader.read_at, size)
         if layout is not None and layout.regions:
-            return TensorCuts(layout.regions, header.chunker, self._find_earlier(item, layout.regions))
+            return TensorCuts(layout.regions, header.chunker, self._find_earlier(item, layout))
         if item.stamp is not None and comparison is not None:
             return comparison.forecast(item.row, size)
         return None
 
-    def _find_earlier(self, item: SourceItem, regions: Sequence[Region]) -> FindEarlier:
+    def _find_earlier(self, item: SourceItem, layout: Layout) -> FindEarlier:
         """Return what finds earlier versions of the tensors of a file."""
         comparison = self._comparison
         if comparison is None or comparison.parent() is None:
             return lambda _: ()
         if self._earlier is None:
             self._earlier = EarlierTensors(comparison)
-        return self._earlier.finder(item.entry, comparison.earlier(item.row, item.entry), regions)
+        return self._earlier.finder(item.entry, comparison.earlier(item.row, item.entry), layout)
 
     def _emit(self) -> None:
         """Write the entries whose turn has come."""

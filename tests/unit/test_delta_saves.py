@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from containers import safetensors
+from containers import npy, safetensors
 from counting import Counting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cas_checkpoint import Store
+from cas_checkpoint import Store, earliertensors
 from cas_checkpoint.backends import LocalBackend
 from cas_checkpoint.codecs import Codec
 from cas_checkpoint.commits import pack_key
@@ -373,6 +373,14 @@ def test_other_tensors_of_the_same_names_do_no_harm(store, tmp_path):
     assert codecs(store)[Codec.DELTA] == 0
     assert files_of(store, one, tmp_path) == files
     assert files_of(store, two, tmp_path) == others
+
+
+def test_tensors_without_a_name_are_not_looked_for_elsewhere(store, monkeypatch):
+    arrays = {f"{seed}.npy": npy(weights(seed, rows=200 + seed)["a.weight"]) for seed in range(5)}
+    store.save(arrays)
+    monkeypatch.setattr(earliertensors._DividedTensors, "find", None)
+    two = store.save(arrays | {"new.npy": npy(weights(9, rows=300)["a.weight"])})
+    assert two.stats.chunks_new >= 1
 
 
 @settings(max_examples=25, deadline=None)
