@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -51,8 +51,8 @@ def buffers_ahead(workers: int) -> int:
 class PlainBases(Protocol):
     """Where the bytes of those chunks are that others may be deltas of. Used by several threads."""
 
-    def get(self, chunk: ChunkId, size: int) -> Buffer | None:
-        """Return the bytes of a chunk, None if they are not to be had at little cost."""
+    def get(self, wanted: Mapping[ChunkId, int]) -> Mapping[ChunkId, Buffer]:
+        """Return the bytes of chunks of these sizes, as far as they are to be had at little cost."""
 
     def keep(self, chunk: ChunkId, plain: Buffer) -> None:
         """Take note of a chunk of a tensor that is stored whole."""
@@ -109,12 +109,14 @@ class _Base(NamedTuple):
         pack: the number of a pack that holds it so.
         size: its bytes.
         before: bytes of the earlier version's blob, if that is a delta of the same chunk; else 0.
+        plain: its bytes.
     """
 
     chunk: ChunkId
     pack: int
     size: int
     before: int = 0
+    plain: Buffer = b""
 
 
 class _Results(NamedTuple):
@@ -336,32 +338,43 @@ class Packer:
         bases = iter(
             [_Base(ChunkId(bytes(chunk)), *others) if is_found else None for is_found, chunk, *others in places]
         )
-        return [None if chunk is None else next(bases) for chunk in candidates]
+        return self._with_bytes([None if chunk is None else next(bases) for chunk in candidates])
+
+    def _with_bytes(self, bases: Sequence[_Base | None]) -> list[_Base | None]:
+        """Get the bytes of bases; None stands for those that are not to be had."""
+        wanted = {base.chunk: base.size for base in bases if base is not None}
+        found = self._coding.bases.get(wanted) if self._coding.bases is not None and wanted else {}
+        return [
+            base._replace(plain=found[base.chunk]) if base is not None and base.chunk in found else None
+            for base in bases
+        ]
 
     def _blob(
-        self, chunk: ChunkId, plain: memoryview, hint: Hint | None, base: _Base | None, encoder: Encoder
+        self,
+        chunk: ChunkId,
+        plain: memoryview,
+        hint: Hint | None,
+        base: _Base | None,
+        encoder: Encoder,
     ) -> _Coded:
         """Turn a chunk into a blob: a delta if that pays."""
-        bases = self._coding.bases
-        if hint is not None and base is not None and bases is not None:
-            earlier = bases.get(base.chunk, base.size)
-            if earlier is not None:
-                before = base.before if base.size == len(plain) else 0
-                limit = self._limit(encoder.estimate(plain, hint.elements), before)
-                delta = encoder.encode_delta(
-                    plain,
-                    earlier,
-                    hint.elements,
-                    start=hint.start,
-                    thorough=self._coding.small,
-                    limit=limit,
-                    sure=before > 0,  # few grow beyond the limit from one save to the next
-                )
-                if delta is not None:
-                    blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
-                    return _Coded(chunk, len(plain), blob, base.chunk)
-        if hint is not None and bases is not None:
-            bases.keep(chunk, plain)
+        if hint is not None and base is not None:
+            before = base.before if base.size == len(plain) else 0
+            limit = self._limit(encoder.estimate(plain, hint.elements), before)
+            delta = encoder.encode_delta(
+                plain,
+                base.plain,
+                hint.elements,
+                start=hint.start,
+                thorough=self._coding.small,
+                limit=limit,
+                sure=before > 0,  # few grow beyond the limit from one save to the next
+            )
+            if delta is not None:
+                blob = (Codec.DELTA, delta, blob_check(Codec.DELTA, delta))
+                return _Coded(chunk, len(plain), blob, base.chunk)
+        if hint is not None and self._coding.bases is not None:
+            self._coding.bases.keep(chunk, plain)
         codec, payload = encoder.encode(plain, None if hint is None else hint.elements)
         return _Coded(chunk, len(plain), (codec, payload, blob_check(codec, payload)))
 

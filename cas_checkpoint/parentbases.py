@@ -5,7 +5,8 @@ Whatever is wrong with these, a save goes on without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import starmap
 
 from cas_checkpoint.basecache import BaseCache
 from cas_checkpoint.errors import CasCheckpointError
@@ -28,15 +29,16 @@ class ParentBases:
         """
         self._reader, self._cache = reader, cache
 
-    def get(self, chunk: ChunkId, size: int) -> Buffer | None:
-        """Return the bytes of a chunk, None if it costs too much to get them."""
+    def get(self, wanted: Mapping[ChunkId, int]) -> dict[ChunkId, Buffer]:
+        """Return the bytes of chunks of these sizes, as far as they do not cost too much."""
         if self._cache is not None:
-            return self._cache.get(chunk, size)
+            kept = {chunk: self._cache.get(chunk, size) for chunk, size in wanted.items()}
+            return {chunk: plain for chunk, plain in kept.items() if plain is not None}
         try:
             reader = self._reader()
-            return next(reader.chunks([ChunkRef(chunk, size)])) if reader.near else None
         except CasCheckpointError:
-            return None
+            return {}
+        return _read(reader, list(starmap(ChunkRef, wanted.items()))) if reader.near else {}
 
     def keep(self, chunk: ChunkId, plain: Buffer) -> None:
         """Remember a chunk that may be a base for the next save."""
@@ -47,3 +49,14 @@ class ParentBases:
         """Keep no more than there is room for."""
         if self._cache is not None:
             self._cache.trim()
+
+
+def _read(reader: SnapshotReader, refs: Sequence[ChunkRef]) -> dict[ChunkId, Buffer]:
+    """Read chunks, as far as they can be read."""
+    try:
+        return dict(zip([ref.chunk for ref in refs], reader.chunks(refs), strict=True))
+    except CasCheckpointError:
+        if len(refs) == 1:
+            return {}
+        half = len(refs) // 2
+        return _read(reader, refs[:half]) | _read(reader, refs[half:])

@@ -817,12 +817,14 @@ def a_base_may_be_a_delta(patch):
         if self._knowledge is None:
             return [None] * len(wanted)
         found = self._knowledge.index.locate(ids_array(b"".join(chunk or bytes(32) for chunk in wanted)))
-        return [
-            _Base(ChunkId(chunk), pack, size) if chunk and is_found else None
-            for chunk, is_found, pack, size in zip(
-                wanted, *(column.tolist() for column in (found.found, found.packs, found.plain_sizes)), strict=True
-            )
-        ]
+        return self._with_bytes(
+            [
+                _Base(ChunkId(chunk), pack, size) if chunk and is_found else None
+                for chunk, is_found, pack, size in zip(
+                    wanted, *(column.tolist() for column in (found.found, found.packs, found.plain_sizes)), strict=True
+                )
+            ]
+        )
 
     patch(Packer, "_bases", bases)
 
