@@ -32,7 +32,7 @@ def make_targets() -> Mapping[str, tuple[Target, str]]:
     import struct
 
     from cas_checkpoint import commits, headers, index, manifests, marks, moves, packs, pointers, records
-    from cas_checkpoint.codecs import Decoder
+    from cas_checkpoint.codecs import Codec, Decoder
     from cas_checkpoint.ids import PackId, TransactionId, digest
     from cas_checkpoint.records import Kind, make_head
     from cas_checkpoint.tensors import find_tensors
@@ -71,7 +71,9 @@ def make_targets() -> Mapping[str, tuple[Target, str]]:
 
     def blob(data: bytes) -> object:
         size = int.from_bytes(data[:3], "little")
-        return bytes(Decoder().decode(data[3:], size, bytes(range(256)) * (size // 256) + bytes(size % 256)))
+        base = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        of_window = data[3:4] == bytes((Codec.DELTA,)) and int.from_bytes(data[4:5], "little") & 8
+        return bytes(Decoder().decode(data[3:], size, base + base[: size // 2] + b"!" if of_window else base))
 
     return {
         "header": (record(Kind.HEADER, headers.Header.decode), "**/cas-checkpoint"),

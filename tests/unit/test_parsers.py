@@ -93,6 +93,7 @@ TENSOR = np.random.default_rng(1).normal(0, 1, 200).astype("<f4").tobytes() + b"
 EARLIER = (np.frombuffer(TENSOR, "<u4", 200) + np.arange(200, dtype="<u4") % 3 * 70).astype("<u4").tobytes() + b"?"
 SPARSE = bytes(0 if at % 9 else 200 if at % 2 else 1 for at in range(1000))
 BYTES = Elements(1, is_float=False)
+NEAR = bytes(200 if at % 300 == 7 else 120 - at % 11 for at in range(1000))
 PLANES = {
     "planes": (bytes((Codec.PLANES,)) + Encoder().encode(TENSOR, FLOATS)[1], TENSOR, None),
     "packed planes": (bytes((Codec.PLANES,)) + Encoder().encode(SPARSE, BYTES)[1], SPARSE, None),
@@ -101,7 +102,15 @@ PLANES = {
         TENSOR,
         EARLIER,
     ),
+    "delta of a window": (
+        bytes((Codec.DELTA,))
+        + Encoder().encode_delta(TENSOR[8:408], EARLIER, FLOATS, start=8, thorough=True, limit=2**20),
+        TENSOR[8:408],
+        EARLIER,
+    ),
+    "planes counted down": (bytes((Codec.PLANES,)) + Encoder().encode(NEAR, BYTES)[1], NEAR, None),
 }
+assert PLANES["planes counted down"][0][2] == 4
 
 MOVE_KEY = str(MoveKey(PACK, NAME))
 RECORDS = {
@@ -459,14 +468,14 @@ def test_a_blob_that_declares_a_huge_chunk_takes_no_more_than_a_chunk_may(declar
 
 
 @pytest.mark.parametrize("codec", [Codec.PLANES, Codec.DELTA])
-@pytest.mark.parametrize("coding", range(4))
+@pytest.mark.parametrize("coding", range(5))
 @pytest.mark.parametrize("declared", [MAX_CHUNK_SIZE, MAX_CHUNK_SIZE + 1, 2**32 - 1])
 def test_planes_that_declare_a_huge_chunk_take_no_more_than_a_chunk_may(codec, coding, declared):
     frame = huge_frame(declared, b"\x03\x00\x00")
     packed = huge_frame(declared // 4, b"\x03\x00\x00")
     values = struct.pack("<IBI", declared, 1, len(packed)) + packed + b"\1" + frame
     base = bytes(min(declared, MAX_CHUNK_SIZE))
-    for part in (frame, values):
+    for part in (frame, values, b"\7" + values):
         blob = bytes((codec, 0, coding)) + struct.pack("<I", len(part)) + part
         assert peak(lambda data: Decoder().decode(data, 500, base[:500]), blob) < SMALL
         assert peak(lambda data: Decoder().decode(data, declared, base), blob) < SMALL + 2 * MAX_CHUNK_SIZE
