@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import struct
+import sys
 import tracemalloc
 import zlib
 from types import SimpleNamespace
@@ -821,3 +823,20 @@ def test_a_small_blob_of_the_largest_chunk_takes_memory_in_proportion_to_it(widt
             assert tracemalloc.get_traced_memory()[1] < 6 * MAX_CHUNK_SIZE
         finally:
             tracemalloc.stop()
+
+
+# --- checks ---
+
+
+def test_checks_are_the_same_with_and_without_isal(monkeypatch):
+    monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
+    spec = importlib.util.spec_from_file_location("codecs_without_isal", codecs.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.crc32 is zlib.crc32
+    for size in (0, 1, 7, 100, 70_000):
+        payload = random.Random(size).randbytes(size)
+        for found in (codecs, module):
+            assert found.blob_check(Codec.ZSTD, payload) == zlib.crc32(b"\1" + payload)
+            assert found.blob_check(Codec.ZSTD, memoryview(payload)) == zlib.crc32(b"\1" + payload)
+            assert found.blob_check(Codec.RAW, payload) == 0
