@@ -131,7 +131,7 @@ struct groups {
     int count;
     u4 total;      /* elements of all groups */
     u4 next[KEYS]; /* for each group, where its next element belongs among all, sorted by groups */
-    int are_runs;  /* whether the keys of each are neighbours: */
+    int are_runs;  /* whether each has keys, which are neighbours: */
     u1 firsts[KEYS], lasts[KEYS];
 };
 
@@ -671,7 +671,7 @@ static int take_groups(const Py_buffer *numbers, const Py_buffer *starts, Py_ssi
         groups->firsts[group] = KEYS - 1;
         groups->lasts[group] = 0;
     }
-    groups->are_runs = 1;
+    groups->are_runs = groups->numbers[0] == 0 && groups->numbers[KEYS - 1] == groups->count - 1;
     for (int key = 0; key < KEYS; key++) {
         int group = groups->numbers[key];
         groups->are_runs &= !key || group == groups->numbers[key - 1] || group == groups->numbers[key - 1] + 1;

@@ -177,6 +177,20 @@ def test_groups_may_be_large_or_small_or_empty(loops, width, shares):
 
 
 @widths
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_groups_may_have_no_keys(loops, width, number):
+    values, base = random_elements(width, 2000, 1), random_elements(width, 2000, 2)
+    base[::5] = 0
+    numbers, starts = np.full(256, number, np.uint8), np.array([0, 0, 0] if number == 2 else [0, 0, 2000], np.int64)
+    found, again = room(width, 2000), room(width, 2000)
+    loops.differences(values, base, numbers, starts, found, False)
+    columns = zip(values.tolist(), base.tolist(), strict=True)
+    assert found.tolist() == [zigzag(value, other, 8 * width, False) for value, other in columns]
+    loops.sums(found, base, numbers, starts, again, False)
+    assert again.tobytes() == values.tobytes()
+
+
+@widths
 def test_groups_need_not_be_of_keys_next_to_one_another(loops, width):
     values, base = random_elements(width, 5000, 1), random_elements(width, 5000, 2)
     numbers = (np.arange(256) % 3).astype(np.uint8)
