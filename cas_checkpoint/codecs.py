@@ -77,6 +77,7 @@ _BEYOND_NOISE = 4  # bits, which look like noise too where there is any, and do 
 _FAR = 0.02  # of all values; if more are larger than a top can tell, so many more bits are noise:
 _MORE_NOISE = 2
 _GROUPS = 64  # a group has at least this part of all values
+_MOST_GROUPS = 16  # more gain hardly a byte, and take long
 _GROUP_SIZE = 2**12  # and so many, or what tells how it is coded takes more than that gains
 _SAMPLED_GROUP = 2**9  # the same, of a sample
 _UNSURE = 1.05  # a sample may be wrong by that much
@@ -391,14 +392,18 @@ def _counts_of_keys(base: NDArray[np.unsignedinteger], *, is_float: bool) -> NDA
 def _last_keys(counts: NDArray[np.int64], least: int) -> list[int]:
     """Divide keys that were counted into groups of enough elements, at least so many; return the last key of each."""
     enough = max(least, -(-int(counts.sum()) // _GROUPS))
-    lasts, gathered = list[int](), 0
     seen = np.flatnonzero(counts)
-    for key, count in zip(seen.tolist(), counts[seen].tolist(), strict=True):
-        gathered += count
-        if gathered >= enough:
-            lasts.append(key)
-            gathered = 0
-    return [*lasts[:-1], KEYS - 1]
+    pairs = list(zip(seen.tolist(), counts[seen].tolist(), strict=True))
+    while True:
+        lasts, gathered = list[int](), 0
+        for key, count in pairs:
+            gathered += count
+            if gathered >= enough:
+                lasts.append(key)
+                gathered = 0
+        if len(lasts) <= _MOST_GROUPS:
+            return [*lasts[:-1], KEYS - 1]
+        enough *= 2
 
 
 def _shape(elements: Elements) -> bytes:
