@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 
@@ -105,7 +106,8 @@ def test_a_file_that_cannot_be_read(cli, place, tree, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted(spawn, place, number):
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = spawn("save", "-", **pipes)
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # under nohup, say, it would be ignored
+    process = spawn("save", "-", preexec_fn=heard, **pipes)
     process.stdin.write(bytes(2**21))  # more than pipes hold: when this is done, the save is under way
     process.stdin.flush()
     process.send_signal(number)
