@@ -22,8 +22,8 @@ from cas_checkpoint.tensors import Layout, Region
 __all__ = ["EarlierTensors"]
 
 _MAX_FILES = 1024  # in which parts of tensors are looked for
-_NAMELESS = {"npy"}  # containers that do not say what their tensor is called
 _MAX_FAR_FILES = 64  # the same in a store far away, of which each takes a few requests
+_NAMELESS = {"npy"}  # containers that do not say what their tensor is called
 
 
 class EarlierTensors:

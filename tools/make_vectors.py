@@ -1292,7 +1292,7 @@ def write_broken(writer: Writer) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Write all vectors."""
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
     writer = Writer(arguments[0])

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import zstandard
 
 from cas_checkpoint.codecs import Codec, Decoder, Encoder
 from cas_checkpoint.elements import ELEMENTS
 from cas_checkpoint.tensors import find_tensors
 
 CHUNK_SIZE, MOST, ROUNDS = 2**20, 64 * 2**20, 5
-BITX_LEVEL = 3
-KINDS = ("bfloat16", "float16", "float32")
+LONG_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 T = TypeVar("T")
 
@@ -37,7 +35,7 @@ def numbers_in(path: str) -> dict[str, bytes]:
     layout = find_tensors(lambda offset, size: data[offset : offset + size], len(data))
     found: defaultdict[str, bytes] = defaultdict(bytes)
     for tensor in layout.tensors if layout else ():
-        if tensor.dtype in KINDS and len(found[tensor.dtype]) < MOST:
+        if tensor.dtype in LONG_NAMES.values() and len(found[tensor.dtype]) < MOST:
             size = prod(tensor.shape) * ELEMENTS[tensor.dtype].width
             found[tensor.dtype] += data[tensor.offset : tensor.offset + size]
     if "float32" in found:
@@ -100,28 +98,17 @@ def our_deltas(data: bytes, parent: bytes, kind: str, *, small: bool) -> tuple[i
 
 
 def bitx_deltas(data: bytes, parent: bytes, kind: str) -> tuple[int, float, float]:
-    """Return the same of XOR, byte planes and zstd."""
-    width = ELEMENTS[kind].width
-    compress, decompress = zstandard.ZstdCompressor(BITX_LEVEL).compress, zstandard.ZstdDecompressor().decompress
-
-    def encode(chunk: bytes, base: bytes) -> list[bytes]:
-        left = np.bitwise_xor(np.frombuffer(chunk, "u1"), np.frombuffer(base, "u1")).reshape(-1, width)
-        return [compress(left[:, at].tobytes()) for at in range(width)]
-
-    def decode(planes: list[bytes], base: bytes) -> bytes:
-        left = np.empty((len(base) // width, width), "u1")
-        for at, plane in enumerate(planes):
-            left[:, at] = np.frombuffer(decompress(plane), "u1")
-        whole: bytes = np.bitwise_xor(left.reshape(-1), np.frombuffer(base, "u1")).tobytes()
-        return whole
-
-    chunks = _pairs(data, parent, CHUNK_SIZE)
-    coding, coded = timed(lambda: [encode(*pair) for pair in chunks])
+    """Return the same of XOR, byte planes and zstd, as in the trajectories."""
+    sys.path.append(str(Path(__file__).parent / "workers"))
+    coder: Any = import_module("chained").BitX()
+    piece, name = import_module("pieces").Piece, next(name for name, long in LONG_NAMES.items() if long == kind)
+    chunks = [(piece("", "", name, chunk), base) for chunk, base in _pairs(data, parent, CHUNK_SIZE)]
+    coding, coded = timed(lambda: [coder.encode(chunk, base) for chunk, base in chunks])
     pairs = list(zip(coded, chunks, strict=True))
-    decoding, plain = timed(lambda: [decode(planes, base) for planes, (_, base) in pairs])
+    decoding, plain = timed(lambda: [coder.decode(blob, chunk, base) for blob, (chunk, base) in pairs])
     if b"".join(plain) != data:
         raise RuntimeError("BitX's method did not give the bytes back")
-    return sum(len(plane) for planes in coded for plane in planes), coding, decoding
+    return sum(map(len, coded)), coding, decoding
 
 
 def lmz_deltas(data: bytes, parent: bytes, kind: str) -> tuple[int, float, float]:
