@@ -307,10 +307,12 @@ def opened(snapshot):
 
 @st.composite
 def strided(draw):
-    """Return shapes and strides, in elements, and the first element's number."""
+    """Return shapes and strides, in elements, and the first element's number; all elements lie among 2 ** 20."""
     shape = draw(st.lists(st.integers(0, 6), max_size=4))
     strides = [draw(st.sampled_from([0, 1, 2, 7, 1000, 1024, 40_000, -1, -3, -20_000])) for _ in shape]
-    return tuple(shape), tuple(strides), draw(st.integers(300_000, 600_000))
+    reaches = [max(length - 1, 0) * stride for length, stride in zip(shape, strides, strict=True)]
+    below, above = (sum(reach for reach in reaches if (reach > 0) is is_up) for is_up in (False, True))
+    return tuple(shape), tuple(strides), draw(st.integers(-below, 2**20 - 1 - above))
 
 
 @settings(max_examples=150, deadline=None)
